@@ -1,0 +1,17 @@
+PYTHON ?= python3
+BIN := .venv/bin
+UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+.PHONY: setup up test check format lock
+
+# One environment for everything; made again only when the lock changes.
+setup: .venv/.installed
+.venv/.installed: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+lock: setup
+	$(UV_COMPILE) --extra all --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
+	$(UV_COMPILE) --extra all -c requirements/dev.txt pyproject.toml -o requirements/all.txt

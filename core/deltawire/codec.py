@@ -1,0 +1,102 @@
+"""Events to bytes and back. An event is encoded once, by its writer, and passed on verbatim.
+
+Every event is one line of JSON that begins `{"type":"…","job_id":"…","sequence_number":N,`. A job id
+holds neither quotes nor backslashes, so a relay reads type and number by position, unparsed.
+"""
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from .events import MAX_EVENT_BYTES, TERMINAL_STATUSES, Event, TerminalEvent
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
+_any_decoder: Final = msgspec.json.Decoder()
+
+_NUMBER: Final = b'"sequence_number":'
+_TYPE_AT: Final = len(b'{"type":"')
+_TERMINAL: Final = frozenset(status.encode() for status in TERMINAL_STATUSES)
+
+
+def encode(event: Event) -> bytes:
+    """One line of JSON, without the line end."""
+    return _encoder.encode(event)
+
+
+def encode_terminal(event: TerminalEvent) -> bytes:
+    """As `encode`, but a completion that makes the event too large is replaced by its address."""
+    line = _encoder.encode(event)
+    if len(line) <= MAX_EVENT_BYTES:
+        return line
+    return _encoder.encode(
+        msgspec.structs.replace(event, completion=None, completion_url=f"/v1/jobs/{event.job_id}")
+    )
+
+
+def decode(line: bytes) -> Event:
+    """The inverse of `encode`. Raises msgspec.DecodeError on anything else."""
+    return _decoder.decode(line)
+
+
+def sequence_number_of(line: bytes) -> int:
+    """The event's number, read by position. Raises ValueError where there is none."""
+    start = line.index(_NUMBER) + len(_NUMBER)
+    return int(line[start : line.index(b",", start)])
+
+
+def type_of(line: bytes) -> bytes:
+    """The event's type, read by position: b"delta"."""
+    return line[_TYPE_AT : line.index(b'"', _TYPE_AT)]
+
+
+def is_terminal(line: bytes) -> bool:
+    """Whether the line is a terminal event."""
+    return type_of(line) in _TERMINAL
+
+
+class DeltaEncoder:
+    """Encodes the deltas of one attempt by joining bytes: the hot path makes no objects.
+
+    The result equals `encode(Delta(...))` but for white space inside the chunk.
+    """
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        self._head = b'{"type":"delta","job_id":"%s","sequence_number":' % job_id.encode()
+        self._middle = b',"attempt":%d,"created_at":' % attempt
+
+    def encode(self, sequence_number: int, created_at: float, chunk: bytes) -> bytes:
+        return b'%s%d%s%.6f,"chunk":%s}' % (self._head, sequence_number, self._middle, created_at, chunk)
+
+
+def read_chunk(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    """An upstream `data:` payload as (object, bytes to publish).
+
+    The bytes are the upstream's own where they are valid UTF-8, strict JSON and one line; else they
+    are encoded anew (bad UTF-8 and lone surrogates are replaced, NaN and infinities become null).
+    Raises ValueError where no JSON object can be made of it.
+    """
+    try:
+        try:
+            payload.decode()
+            chunk = _any_decoder.decode(payload)
+        except (UnicodeDecodeError, msgspec.DecodeError):
+            return _mended(payload)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(chunk, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - it is the value of the text that is wrong
+    if b"\n" in payload or b"\r" in payload:
+        return chunk, _encoder.encode(chunk)
+    return chunk, payload
+
+
+def _mended(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    chunk = json.loads(payload.decode("utf-8", "replace"))
+    if not isinstance(chunk, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - as above
+    # A lone surrogate cannot be encoded; what JSON does not know (NaN, Infinity) msgspec writes as null.
+    text = json.dumps(chunk, ensure_ascii=False).encode("utf-8", "replace").decode()
+    line = _encoder.encode(json.loads(text))
+    return _any_decoder.decode(line), line

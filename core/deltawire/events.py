@@ -1,0 +1,104 @@
+"""The events of a job's log (PROTOCOL.md §2): frozen records, one closed union.
+
+Field order matters on the wire: `type`, `job_id` and `sequence_number` come first, so that a relay
+finds them without parsing the event (see `codec.py`). Times are Unix seconds, durations seconds.
+"""
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from .errors import Error
+
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
+UsageSource = Literal["provider", "estimated", "unavailable"]
+
+MAX_EVENT_BYTES: Final = 262_144
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    job_id: str
+    sequence_number: int
+    attempt: int
+    created_at: float
+
+
+class Queued(_Event, frozen=True, kw_only=True, tag="queued"):
+    """The job has a record and waits for a worker."""
+
+
+class InProgress(_Event, frozen=True, kw_only=True, tag="in_progress"):
+    """A worker has claimed the job and turns to the upstream."""
+
+    upstream: str
+    model: str | None
+
+
+class Delta(_Event, frozen=True, kw_only=True, tag="delta"):
+    """One upstream `chat.completion.chunk`, unknown fields intact."""
+
+    chunk: msgspec.Raw
+
+
+class Restarted(_Event, frozen=True, kw_only=True, tag="restarted"):
+    """A new attempt begins after deltas were published: discard those up to `discard_through`."""
+
+    reason: str
+    discard_through: int
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations in seconds from the record's creation; None where the moment never came."""
+
+    queued_s: float | None
+    first_delta_s: float | None
+    total_s: float
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    reason: Literal["length", "content_filter", "upstream_eof", "idle_timeout", "total_timeout"]
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Who cancelled, when, and when the upstream connection was closed (None: none was open)."""
+
+    reason: str
+    requested_at: float | None
+    upstream_closed_at: float | None
+
+
+class _Terminal(_Event, frozen=True, kw_only=True):
+    completion: dict[str, Any] | None  # OpenAI's chat.completion, vendor fields included
+    usage: dict[str, Any] | None  # OpenAI's usage object
+    usage_source: UsageSource
+    timings: Timings
+    completion_url: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Completed(_Terminal, frozen=True, kw_only=True, tag="completed"):
+    """A `finish_reason` came that is neither `length` nor `content_filter`."""
+
+
+class Incomplete(_Terminal, frozen=True, kw_only=True, tag="incomplete"):
+    """The completion stops short of its end."""
+
+    incomplete_details: IncompleteDetails
+
+
+class Failed(_Terminal, frozen=True, kw_only=True, tag="failed"):
+    """`source` says whose fault it was; `status_code` is the upstream's HTTP status, if it gave one."""
+
+    error: Error
+    source: Literal["request", "upstream", "worker", "queue"]
+    status_code: int | None = None
+
+
+class Cancelled(_Terminal, frozen=True, kw_only=True, tag="cancelled"):
+    """Somebody cancelled the job; `completion` holds the text so far."""
+
+    cancel: Cancel
+
+
+TerminalEvent = Completed | Incomplete | Failed | Cancelled
+Event = Queued | InProgress | Delta | Restarted | TerminalEvent

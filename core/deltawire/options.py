@@ -1,0 +1,74 @@
+"""What a job may ask for: its options and its request, checked with errors that say what to change."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from .errors import WireError
+
+Restart = Literal["before_first_delta", "always", "never"]
+MAX_DURATION_S = 86_400.0
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job's options (PROTOCOL.md §1.2). Durations are seconds, above 0 and at most a day."""
+
+    queue_timeout_s: float = 3600
+    timeout_s: float = 600
+    first_delta_timeout_s: float = 120
+    idle_timeout_s: float = 60
+    retention_s: float = 3600
+    max_attempts: int = 2
+    restart: Restart = "before_first_delta"
+    upstream: str = "default"
+    tenant: str = "default"
+    metadata: dict[str, str] = {}
+
+
+def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whatever JSON somebody sent
+    """The options in `value` (None: all defaults). Raises WireError that names the field at fault."""
+    if value is None:
+        return Options()
+    if not isinstance(value, dict):
+        raise WireError("invalid_request", "options must be an object", param="options")
+    known = set(Options.__struct_fields__) - ({"tenant"} if from_http else set())
+    for name in value:
+        if name not in known:
+            hint = "; over HTTP the credential says it" if name == "tenant" else ""
+            raise WireError(
+                "unknown_option",
+                f"there is no option {name!r} here{hint}; known are {', '.join(sorted(known))}",
+                param=f"options.{name}",
+            )
+    try:
+        options = msgspec.convert(value, Options)
+    except msgspec.ValidationError as error:
+        raise WireError("invalid_request", f"options: {error}", param="options") from error
+    for name in ("queue_timeout_s", "timeout_s", "first_delta_timeout_s", "idle_timeout_s", "retention_s"):
+        if not 0 < getattr(options, name) <= MAX_DURATION_S:
+            raise WireError(
+                "invalid_request",
+                f"options.{name} must be above 0 and at most {MAX_DURATION_S:.0f} seconds",
+                param=f"options.{name}",
+            )
+    if not 1 <= options.max_attempts <= 10:
+        raise WireError(
+            "invalid_request", "options.max_attempts must be 1 to 10", param="options.max_attempts"
+        )
+    return options
+
+
+def check_request(request: Any) -> dict[str, Any]:  # whatever JSON somebody sent
+    """The chat.completions body, checked for what we rely on; the gateway judges the rest."""
+    if not isinstance(request, dict):
+        raise WireError(
+            "invalid_request", "request must be a chat.completions body (an object)", param="request"
+        )
+    if not isinstance(request.get("model"), str) or not request["model"]:
+        raise WireError("invalid_request", "request.model must be a model's name", param="request.model")
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise WireError(
+            "invalid_request", "request.messages must be an array with a message", param="request.messages"
+        )
+    return request

@@ -1,0 +1,225 @@
+"""One Redis connection for the hot paths: commands go out packed, replies and pushes come in by callback.
+
+redis-py serves everything that happens once per job. What happens once per delta (appends, pub/sub
+messages) would cost several times as much through it, so those two speak RESP3 here, over an asyncio
+protocol and hiredis' parser. `RedisLink` keeps such a connection up.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, cast
+
+import hiredis
+from redis.connection import parse_url
+
+from .errors import RedisUnavailableError
+
+Reply = Any  # whatever RESP3 says: bytes, int, list, dict, None, or hiredis.ReplyError
+ReplyCallback = Callable[[Reply], None]
+
+CONNECT_TIMEOUT_S: Final = 5.0
+RECONNECT_MAX_S: Final = 2.0
+_log = logging.getLogger(__name__)
+
+
+def pack(args: tuple[str | bytes | float, ...]) -> bytes:
+    """One command, as RESP."""
+    return cast("bytes", hiredis.pack_command(args))  # type: ignore[arg-type] # its stub means any length
+
+
+class RedisConnection(asyncio.Protocol):
+    """A RESP3 connection. Every callback gets one reply, or a RedisUnavailableError when it is lost."""
+
+    def __init__(self, on_push: Callable[[list[Any]], None], on_read: Callable[[], None]) -> None:
+        self._reader = hiredis.Reader()
+        self._callbacks: deque[ReplyCallback] = deque()
+        self._on_push = on_push
+        self._on_read = on_read
+        self._transport: asyncio.Transport | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not False:
+                if isinstance(reply, hiredis.PushNotification):
+                    self._on_push(reply)
+                else:
+                    self._callbacks.popleft()(reply)
+        except hiredis.ProtocolError:
+            _log.exception("Redis sent what is not RESP; reconnecting")
+            self.abort()
+            return
+        self._on_read()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if not self.lost.done():
+            self.lost.set_result(None)
+        error = RedisUnavailableError("the connection to Redis was lost")
+        error.__cause__ = exc
+        while self._callbacks:
+            self._callbacks.popleft()(error)
+
+    def write(self, packed: bytes, callbacks: Iterable[ReplyCallback]) -> None:
+        """Sends packed commands; there must be one callback for each reply that they cause."""
+        if self._transport is None:
+            raise RedisUnavailableError("not connected to Redis")
+        self._callbacks.extend(callbacks)
+        self._transport.write(packed)
+
+    def push(self, *args: str | bytes | float) -> None:
+        """Sends a command whose answer is a push (SUBSCRIBE, UNSUBSCRIBE)."""
+        self.write(pack(args), ())
+
+    async def execute(self, *args: str | bytes | float) -> Reply:
+        """One command's reply. Raises hiredis.ReplyError and RedisUnavailableError."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def answer(reply: Reply) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        self.write(pack(args), (answer,))
+        return await future
+
+    def abort(self) -> None:
+        """Drops the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def connect(
+    url: str,
+    *,
+    name: str,
+    on_push: Callable[[list[Any]], None] = lambda _: None,
+    on_read: Callable[[], None] = lambda: None,
+) -> RedisConnection:
+    """Connects, authenticates and selects as `url` says (redis://, rediss://, unix://).
+
+    Raises RedisUnavailableError; nothing stays open then, or when cancelled.
+    """
+    address = parse_url(url)  # type: ignore[no-untyped-call] # redis-py
+    loop = asyncio.get_running_loop()
+    connection = RedisConnection(on_push, on_read)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            if path := address.get("path"):
+                await loop.create_unix_connection(lambda: connection, path)
+            else:
+                await loop.create_connection(
+                    lambda: connection,
+                    address.get("host", "localhost"),
+                    address.get("port", 6379),
+                    ssl=_tls(address) if url.startswith("rediss:") else None,
+                )
+            hello: list[str | float] = ["HELLO", 3]
+            if password := address.get("password"):
+                hello += ["AUTH", address.get("username") or "default", password]
+            await connection.execute(*hello, "SETNAME", name)
+            if db := address.get("db"):
+                await connection.execute("SELECT", db)
+    except (OSError, TimeoutError, hiredis.ReplyError) as error:
+        connection.abort()
+        raise RedisUnavailableError(f"cannot connect to Redis: {str(error) or 'timed out'}") from error
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
+
+
+def _tls(address: Any) -> ssl.SSLContext:  # redis-py's loosely typed options
+    context = ssl.create_default_context(cafile=address.get("ssl_ca_certs"))
+    if address.get("ssl_cert_reqs") == "none":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if address.get("ssl_certfile"):
+        context.load_cert_chain(address["ssl_certfile"], address.get("ssl_keyfile"))
+    return context
+
+
+class RedisLink:
+    """Keeps one connection up: reconnects with jittered backoff until closed.
+
+    `on_connected` runs on each new connection before it is offered as `connection`; when it fails, the
+    connection is dropped and made again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        on_connected: Callable[[RedisConnection], Awaitable[None]],
+        on_lost: Callable[[], None] = lambda: None,
+        on_push: Callable[[list[Any]], None] = lambda _: None,
+        on_read: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._url = url
+        self._name = name
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._on_push = on_push
+        self._on_read = on_read
+        self._task: asyncio.Task[None] | None = None
+        self.connection: RedisConnection | None = None
+        self._first: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Connects. Raises RedisUnavailableError if the first try fails; nothing runs then."""
+        self._first = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_up(self._first), name=f"redis-link-{self._name}")
+        try:
+            await self._first
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Closes the connection and stops reconnecting."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _keep_up(self, first: asyncio.Future[None]) -> None:
+        failures = 0
+        while True:
+            try:
+                connection = await connect(
+                    self._url, name=self._name, on_push=self._on_push, on_read=self._on_read
+                )
+                try:
+                    await self._on_connected(connection)
+                    self.connection = connection
+                    if not first.done():
+                        first.set_result(None)
+                    elif failures:
+                        _log.warning("Redis is back (%s)", self._name)
+                    failures = 0
+                    await connection.lost
+                finally:
+                    self.connection = None
+                    connection.abort()
+                    self._on_lost()
+            except (RedisUnavailableError, hiredis.ReplyError) as error:
+                if not first.done():
+                    first.set_exception(error)
+                    return
+                if not failures:
+                    _log.warning("Redis is not to be reached (%s): %s", self._name, error)
+            failures += 1
+            await asyncio.sleep(random.uniform(0, min(RECONNECT_MAX_S, 0.05 * 2 ** min(failures, 10))))  # noqa: S311 - jitter

