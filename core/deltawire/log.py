@@ -74,6 +74,14 @@ class Submitted(msgspec.Struct, frozen=True):
     same_body: bool
 
 
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's record (None: unknown) and the numbers of its log's first and last event (0: empty)."""
+
+    record: Record | None
+    earliest: int
+    top: int
+
+
 class CancelRequest(msgspec.Struct, frozen=True):
     """What a cancel key says. A bare key (any other value) says no more than that it is there."""
 
@@ -314,14 +322,26 @@ class JobLog:
             raise RedisUnavailableError(str(error)) from error
         return _record(cast("dict[bytes, bytes]", fields)) if fields else None
 
+    async def head(self, job_id: str) -> Head:
+        """The record and the bounds of the log, as of one moment."""
+        keys = self.keys.job(job_id)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hgetall(keys.meta)
+            pipeline.xrange(keys.log, count=1)
+            pipeline.xrevrange(keys.log, count=1)
+            try:
+                fields, first, last = await pipeline.execute()
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+                raise RedisUnavailableError(str(error)) from error
+        return Head(
+            record=_record(fields) if fields else None,
+            earliest=_number(first[0][0]) if first else 0,
+            top=_number(last[0][0]) if last else 0,
+        )
+
     async def top(self, job_id: str) -> int:
         """The number of the log's last event; 0 for an empty log."""
         events = await self._range("xrevrange", job_id, "+", "-", 1)
-        return events[0][0] if events else 0
-
-    async def earliest(self, job_id: str) -> int:
-        """The number of the log's first event; 0 for an empty log."""
-        events = await self._range("xrange", job_id, "-", "+", 1)
         return events[0][0] if events else 0
 
     async def last(self, job_id: str) -> bytes | None:
@@ -329,10 +349,12 @@ class JobLog:
         events = await self._range("xrevrange", job_id, "+", "-", 1)
         return events[0][1] if events else None
 
-    async def read(self, job_id: str, after: int, through: int | None = None) -> list[bytes]:
-        """The events (after, through], in order; at most PAGE_EVENTS of them."""
+    async def read(
+        self, job_id: str, after: int, through: int | None = None, *, count: int = PAGE_EVENTS
+    ) -> list[bytes]:
+        """The events (after, through], in order; at most `count` of them."""
         end = f"{through}-0" if through is not None else "+"
-        return [event for _, event in await self._range("xrange", job_id, f"{after + 1}-0", end, PAGE_EVENTS)]
+        return [event for _, event in await self._range("xrange", job_id, f"{after + 1}-0", end, count)]
 
     async def pages(
         self, job_id: str, after: int = 0, through: int | None = None
@@ -352,7 +374,11 @@ class JobLog:
             entries = await getattr(self._redis, method)(self.keys.job(job_id).log, start, end, count=count)
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
             raise RedisUnavailableError(str(error)) from error
-        return [(int(entry_id.partition(b"-")[0]), fields[b"e"]) for entry_id, fields in entries]
+        return [(_number(entry_id), fields[b"e"]) for entry_id, fields in entries]
+
+
+def _number(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
 
 
 def _record_fields(request: bytes, options: Options, created_at: float) -> tuple[str | bytes | float, ...]:

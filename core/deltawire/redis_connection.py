@@ -175,18 +175,24 @@ class RedisLink:
         self._on_push = on_push
         self._on_read = on_read
         self._task: asyncio.Task[None] | None = None
+        self._is_up = asyncio.Event()
         self.connection: RedisConnection | None = None
-        self._first: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Connects. Raises RedisUnavailableError if the first try fails; nothing runs then."""
-        self._first = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._keep_up(self._first), name=f"redis-link-{self._name}")
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_up(first), name=f"redis-link-{self._name}")
         try:
-            await self._first
+            await first
         except BaseException:
             await self.close()
             raise
+
+    async def connected(self) -> RedisConnection:
+        """Waits for a connection. The caller sets the deadline."""
+        while self.connection is None:
+            await self._is_up.wait()
+        return self.connection
 
     async def close(self) -> None:
         """Closes the connection and stops reconnecting."""
@@ -205,6 +211,7 @@ class RedisLink:
                 try:
                     await self._on_connected(connection)
                     self.connection = connection
+                    self._is_up.set()
                     if not first.done():
                         first.set_result(None)
                     elif failures:
@@ -213,6 +220,7 @@ class RedisLink:
                     await connection.lost
                 finally:
                     self.connection = None
+                    self._is_up.clear()
                     connection.abort()
                     self._on_lost()
             except (RedisUnavailableError, hiredis.ReplyError) as error:

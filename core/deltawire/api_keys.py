@@ -1,0 +1,60 @@
+"""API keys: how one is made, written down and read (PROTOCOL.md §5).
+
+A key's text is shown once, when it is made; only its SHA-256 is configured. Keys are random and 256 bits
+long, so a plain hash is enough: there is nothing to guess.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Final, Literal, cast
+
+import msgspec
+
+from .environment import ConfigurationError
+
+Scope = Literal["read", "cancel", "submit"]
+SCOPES: Final[frozenset[Scope]] = frozenset({"read", "cancel", "submit"})
+KEY_PREFIX: Final = "dw_"
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    name: str
+    tenant: str
+    scopes: frozenset[Scope]
+    sha256: bytes
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def new_api_key(name: str, tenant: str, scopes: Sequence[str]) -> tuple[str, str]:
+    """A new key's text, to be handed out once, and its entry for DELTAWIRE_API_KEYS."""
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return key, f"{name}:{tenant}:{'+'.join(scopes)}:{digest(key).hex()}"
+
+
+def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
+    """The keys in `name:tenant:scope+scope:sha256[,…]`. Raises ConfigurationError."""
+    keys = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        parts = entry.split(":")
+        if len(parts) != 4 or not all(parts):
+            raise ConfigurationError(
+                "DELTAWIRE_API_KEYS: an entry is name:tenant:scope+scope:sha256 (see `deltawire keys new`)"
+            )
+        name, tenant, scopes, sha256 = parts
+        if unknown := set(scopes.split("+")) - SCOPES:
+            raise ConfigurationError(
+                f"DELTAWIRE_API_KEYS: {name} has unknown scopes {', '.join(sorted(unknown))}; "
+                f"known are {', '.join(sorted(SCOPES))}"
+            )
+        try:
+            value = bytes.fromhex(sha256)
+        except ValueError:
+            value = b""
+        if len(value) != 32:
+            raise ConfigurationError(f"DELTAWIRE_API_KEYS: {name}: a SHA-256 is 64 hexadecimal digits")
+        keys.append(ApiKey(name, tenant, frozenset(cast("list[Scope]", scopes.split("+"))), value))
+    return tuple(keys)

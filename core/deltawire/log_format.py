@@ -1,0 +1,51 @@
+"""Log lines: JSON for machines, one readable line for people. Nothing that a caller did not name gets in.
+
+Celery hands task arguments to log records as `extra`; only the fields listed here are ever printed, so
+no prompt reaches a log line by that way.
+"""
+
+import logging
+import sys
+import time
+from typing import Final
+
+import msgspec
+
+FIELDS: Final = ("job_id", "attempt", "tenant", "status", "code")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (Unix seconds), level, logger, message, and the fields named above."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """`12:00:00.123 info  deltawire.worker  message  job_id=…`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        fields = "".join(f"  {name}={getattr(record, name)}" for name in FIELDS if hasattr(record, name))
+        line = f"{clock}.{record.msecs:03.0f} {record.levelname.lower():<8} {record.getMessage()}{fields}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def configure(*, log_format: str, level: str) -> None:
+    """Sends all logging to stderr. `log_format` is "json" or "text"; called once, in `main`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

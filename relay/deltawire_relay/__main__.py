@@ -1,0 +1,40 @@
+"""`python -m deltawire_relay`: serves until SIGTERM or SIGINT."""
+
+import asyncio
+import logging
+import sys
+
+from deltawire.environment import ConfigurationError, Environment
+from deltawire.errors import RedisUnavailableError
+from deltawire.log_format import configure
+
+from .server import serve
+from .settings import Settings
+
+
+def main() -> int:
+    try:
+        settings = Settings.from_environment(Environment())
+    except ConfigurationError as error:
+        print(f"deltawire relay: {error}", file=sys.stderr)  # noqa: T201 - before logging is set up
+        return 2
+    for name in ("uvicorn", "websockets"):
+        logging.getLogger(name).setLevel("WARNING")
+    configure(log_format=settings.log_format, level=settings.log_level)
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner:
+        try:
+            runner.run(serve(settings))
+        except RedisUnavailableError as error:
+            print(f"deltawire relay: {error} (DELTAWIRE_REDIS_URL)", file=sys.stderr)  # noqa: T201 - the last word
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

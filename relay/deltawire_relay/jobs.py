@@ -1,0 +1,174 @@
+"""What both doors (HTTP and WebSocket) do with jobs: create, look at, cancel."""
+
+import asyncio
+import hashlib
+import time
+import uuid
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from deltawire.codec import decode
+from deltawire.errors import WireError
+from deltawire.events import Cancelled, Failed, Incomplete, TerminalEvent
+from deltawire.fold import LogFold
+from deltawire.keys import is_job_id
+from deltawire.log import JobLog, Record
+from deltawire.options import check_request, parse_options
+
+from .auth import Principal
+from .hub import Hubs
+from .messages import CancelResult
+
+CANCEL_WAIT_S: Final = 1.0
+
+
+class Queue(Protocol):
+    """Where messages for the workers go."""
+
+    async def enqueue(self, job_id: str) -> None:
+        """Raises WireError `queue_unavailable`."""
+
+
+def check_job_id(job_id: str) -> str:
+    """Raises WireError `invalid_job_id`."""
+    if not is_job_id(job_id):
+        raise WireError(
+            "invalid_job_id", "a job id is 1 to 128 of the characters A-Z a-z 0-9 _ -", param="job_id"
+        )
+    return job_id
+
+
+class Jobs:
+    """The use cases. Each checks what `principal` may do; another tenant's job does not exist."""
+
+    def __init__(self, log: JobLog, hubs: Hubs, queue: Queue) -> None:
+        self._log = log
+        self._hubs = hubs
+        self._queue = queue
+
+    async def create(
+        self, body: dict[str, Any], principal: Principal, idempotency_key: str | None
+    ) -> tuple[str, str]:
+        """Writes the record, then sends the message. Returns (job id, status).
+
+        With an idempotency key the id is a hash of tenant and key, and a repeat finds the first job;
+        raises `idempotency_conflict` where that one was asked for with another body.
+        """
+        principal.require("submit")
+        if unknown := set(body) - {"request", "options"}:
+            raise WireError(
+                "invalid_request", "the body has the fields request and options", param=min(unknown)
+            )
+        request = check_request(body.get("request"))
+        tenant = principal.tenant or "default"
+        options = msgspec.structs.replace(parse_options(body.get("options"), from_http=True), tenant=tenant)
+        encoded = msgspec.json.encode(request)
+        digest = hashlib.sha256(msgspec.json.encode([request, options], order="sorted")).hexdigest()
+        if idempotency_key is None:
+            job_id = uuid.uuid4().hex
+        else:
+            job_id = hashlib.sha256(f"{tenant}\0{idempotency_key}".encode()).hexdigest()
+        submitted = await self._log.submit(
+            job_id, request=encoded, options=options, digest=digest, created_at=time.time()
+        )
+        if not submitted.same_body:
+            raise WireError(
+                "idempotency_conflict",
+                "this Idempotency-Key was used with another body; use a new key",
+                param="Idempotency-Key",
+            )
+        if submitted.status == "queued":
+            # Also on a repeat: the first call may have died between record and message. Claims make a
+            # second message harmless.
+            await self._queue.enqueue(job_id)
+        return job_id, submitted.status
+
+    async def record(self, job_id: str, principal: Principal) -> Record:
+        """Raises WireError `unknown_job`, also for another tenant's job."""
+        record = await self._log.record(check_job_id(job_id))
+        if record is None or (principal.tenant is not None and record.tenant != principal.tenant):
+            raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
+        return record
+
+    async def describe(self, job_id: str, principal: Principal) -> dict[str, Any]:
+        """The job as `GET /v1/jobs/{id}` shows it; never the request."""
+        principal.require("read")
+        record = await self.record(job_id, principal)
+        head = await self._log.head(job_id)
+        job: dict[str, Any] = {
+            "id": job_id,
+            "object": "job",
+            "status": (head.record or record).status,
+            "created_at": record.created_at,
+            "attempt": (head.record or record).attempt,
+            "metadata": record.options.metadata,
+            "completion": None,
+            "usage": None,
+            "usage_source": None,
+            "error": None,
+            "incomplete_details": None,
+            "cancel": None,
+            "timings": None,
+            "latest_sequence_number": head.top,
+        }
+        last = await self._log.last(job_id) if (head.record or record).is_terminal else None
+        event = decode(last) if last else None
+        if isinstance(event, TerminalEvent):
+            job.update(completion=event.completion, usage=event.usage, usage_source=event.usage_source)
+            job["timings"] = event.timings
+            if event.completion_url is not msgspec.UNSET:
+                job["completion"] = await self._fold(job_id)
+            if isinstance(event, Failed):
+                job["error"] = event.error
+            elif isinstance(event, Incomplete):
+                job["incomplete_details"] = event.incomplete_details
+            elif isinstance(event, Cancelled):
+                job["cancel"] = event.cancel
+        return job
+
+    async def _fold(self, job_id: str) -> dict[str, Any] | None:
+        fold = LogFold()
+        async for page in self._log.pages(job_id):
+            for line in page:
+                fold.add(line)
+        return fold.completion()
+
+    async def cancel(
+        self, job_id: str, principal: Principal, *, reason: str, request_id: str | None = None
+    ) -> CancelResult:
+        """Cancels, and waits at most CANCEL_WAIT_S for the worker's acknowledgement: the terminal event.
+
+        A job without a record gets a tombstone; its status stays `unknown`. Idempotent.
+        """
+        principal.require("cancel")
+        record = await self._log.record(check_job_id(job_id))
+        if record is not None and principal.tenant not in (None, record.tenant):
+            raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
+        async with self._hubs.hold(job_id) as hub:
+            cancellation = await self._log.cancel(job_id, reason=reason)
+            status, delivered = cancellation.status, cancellation.status == "cancelled"
+            if cancellation.cancelled_from == "in_progress":
+                delivered = await hub.ends(CANCEL_WAIT_S)
+                status = hub.status
+        return CancelResult(
+            request_id=request_id,
+            job_id=job_id,
+            status=status,
+            cancelled_from=None if cancellation.cancelled_from == "unknown" else cancellation.cancelled_from,
+            delivered=delivered,
+        )
+
+
+class CeleryQueue:
+    """Sends messages from a thread: Celery's `apply_async` takes a millisecond and blocks."""
+
+    def __init__(self, sender: "Sender") -> None:
+        self._sender = sender
+
+    async def enqueue(self, job_id: str) -> None:
+        await asyncio.to_thread(self._sender.send, job_id)
+
+
+class Sender(Protocol):
+    def send(self, job_id: str) -> None: ...

@@ -1,0 +1,103 @@
+"""The relay's composition root: everything is made, connected, served and closed here."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import Final
+
+import uvicorn
+
+from deltawire.keys import Keys
+from deltawire.log import JobLog, connect
+from deltawire.queue import TaskSender, make_app
+
+from .auth import Gate
+from .event_stream import say_goodbye
+from .feed import Feed
+from .health import Health
+from .hub import Hubs
+from .jobs import CeleryQueue, Jobs
+from .jobs_api import JobsApi
+from .settings import Settings
+from .websocket import WebSocketDoor
+
+DRAIN_WINDOW_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with our own drain before its shutdown: it knows neither WebSockets nor endless streams."""
+
+    def __init__(self, config: uvicorn.Config, health: Health, door: WebSocketDoor, api: JobsApi) -> None:
+        super().__init__(config)
+        self._health = health
+        self._door = door
+        self._api = api
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal is not raised again afterwards: a drained stop is exit code 0."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            _log.info("the relay serves http://%s:%d", self.config.host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._health.is_draining = True
+        for server in self.servers:
+            server.close()
+        for stream in tuple(self._api.event_streams):
+            say_goodbye(stream, DRAIN_WINDOW_S)
+        await self._door.drain(DRAIN_WINDOW_S)
+        await super().shutdown(sockets)
+
+
+async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) -> None:
+    """Serves until SIGTERM or SIGINT. Raises RedisUnavailableError if Redis is not there at the start."""
+    async with AsyncExitStack() as stack:
+        redis = connect(settings.redis_url, name="deltawire-relay")
+        stack.push_async_callback(redis.aclose)
+        feed = Feed(settings.redis_url)
+        await feed.start()
+        stack.push_async_callback(feed.close)
+        celery = make_app(settings.broker_url, key_prefix=settings.key_prefix)
+        stack.push_async_callback(asyncio.to_thread, celery.close)
+
+        log = JobLog(redis, Keys(settings.key_prefix))
+        hubs = Hubs(log, feed)
+        gate = Gate(settings.api_keys, settings.allowed_origins)
+        jobs = Jobs(log, hubs, CeleryQueue(TaskSender(celery)))
+        health = Health(feed)
+        api = JobsApi(settings, gate, hubs, jobs, health)
+        door = WebSocketDoor(gate, hubs, jobs)
+        config = uvicorn.Config(
+            api.app(),
+            host=settings.host,
+            port=settings.port,
+            ws=door,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=4096,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
+        )
+        await _Server(config, health, door, api).serve(list(sockets) or None)

@@ -1,0 +1,55 @@
+"""The relay's settings, read once from the environment (.env.example lists them all)."""
+
+from typing import Literal
+
+import msgspec
+
+from deltawire.api_keys import ApiKey, parse_api_keys
+from deltawire.environment import ConfigurationError, Environment
+
+from .auth import is_loopback
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    redis_url: str
+    broker_url: str
+    key_prefix: str = "dw"
+    host: str = "127.0.0.1"
+    port: int = 8080
+    public_url: str = ""
+    allowed_origins: tuple[str, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
+    log_format: Literal["json", "text"] = "text"
+    log_level: str = "info"
+
+    def __repr__(self) -> str:
+        # URLs may carry passwords.
+        return (
+            f"Settings(host={self.host!r}, port={self.port}, api_keys={[key.name for key in self.api_keys]})"
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Environment) -> "Settings":
+        """Raises ConfigurationError that says what to set."""
+        redis_url = environment.secret("DELTAWIRE_REDIS_URL") or "redis://127.0.0.1:6379/0"
+        log_format = environment.text("DELTAWIRE_LOG_FORMAT", "text")
+        if log_format not in {"json", "text"}:
+            raise ConfigurationError(f"DELTAWIRE_LOG_FORMAT must be json or text, not {log_format!r}")
+        settings = cls(
+            redis_url=redis_url,
+            broker_url=environment.secret("DELTAWIRE_BROKER_URL") or redis_url,
+            key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
+            host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
+            port=environment.integer("DELTAWIRE_PORT", 8080),
+            public_url=environment.text("DELTAWIRE_PUBLIC_URL").rstrip("/"),
+            allowed_origins=environment.words("DELTAWIRE_ALLOWED_ORIGINS"),
+            api_keys=parse_api_keys(environment.secret("DELTAWIRE_API_KEYS")),
+            log_format=log_format,  # type: ignore[arg-type] # checked above
+            log_level=environment.text("DELTAWIRE_LOG_LEVEL", "info"),
+        )
+        if not settings.api_keys and not is_loopback(settings.host):
+            raise ConfigurationError(
+                f"without an API key the relay serves loopback only, and DELTAWIRE_HOST is {settings.host}: "
+                "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS, or set DELTAWIRE_HOST=127.0.0.1"
+            )
+        return settings

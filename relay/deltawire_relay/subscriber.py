@@ -1,0 +1,146 @@
+"""A subscriber: one reader of one job on one connection. A position, never a queue."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from deltawire.codec import sequence_number_of
+from deltawire.errors import RedisUnavailableError, WireError
+
+from .messages import Snapshot, Subscribed
+from .tail import Batch, batches
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+_log = logging.getLogger(__name__)
+
+PAGE_EVENTS = 256
+HEAL_TIMEOUT_S = 10.0
+RETRY_S = 1.0
+
+
+class Sink(Protocol):
+    """Where a subscriber's bytes go. `write_*` never block; they may make `is_writable` false."""
+
+    @property
+    def is_writable(self) -> bool: ...
+    def write_batch(self, batch: Batch) -> None: ...
+    def write_message(self, message: Subscribed | Snapshot) -> None: ...
+    def ended(self, subscriber: "Subscriber") -> None:
+        """The terminal event has been written."""
+
+    def refused(self, subscriber: "Subscriber", error: WireError) -> None:
+        """Nothing will come any more, for this reason."""
+
+
+class Subscriber:
+    """Writes what lies beyond its position, as far as the sink takes it.
+
+    The hub calls `pump` when there is news, the connection when it can take more. Live, late, slow and
+    reconnecting readers differ in their position only.
+    """
+
+    def __init__(self, hub: "Hub", sink: Sink, *, tenant: str | None, position: int = 0) -> None:
+        self.hub = hub
+        self.position = position
+        self.is_open = False
+        self.attached_at = asyncio.get_running_loop().time()
+        self._sink = sink
+        self._tenant = tenant
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether the job exists for this reader: it has a record, and the record is its tenant's."""
+        record = self.hub.record
+        return record is not None and (self._tenant is None or record.tenant == self._tenant)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the terminal event lies at or before the position."""
+        return self.is_allowed and self.hub.is_ended and self.position >= self.hub.tail.top
+
+    async def open(self, *, mode: str = "replay", request_id: str | None = None) -> None:
+        """Says `subscribed`, then, if asked for or needed, `snapshot`, then events flow.
+
+        Raises RedisUnavailableError. A position above the log's top waits HEAL_TIMEOUT_S for a worker that
+        heals its log, then gets `recovered: false` and a snapshot.
+        """
+        hub = self.hub
+        recovered = True
+        if self.is_allowed:
+            if self.position > hub.tail.top:
+                recovered = await hub.reaches(self.position, HEAL_TIMEOUT_S)
+            elif hub.earliest > self.position + 1:
+                recovered = False
+        snapshot = None
+        if self.is_allowed and (mode == "snapshot" or not recovered):
+            snapshot = await hub.snapshot(request_id)
+        # No await from here on: what `subscribed` says is what the first event follows.
+        self._sink.write_message(
+            Subscribed(
+                request_id=request_id,
+                job_id=hub.job_id,
+                status=hub.status if self.is_allowed else "unknown",
+                attempt=hub.attempt if self.is_allowed else 0,
+                earliest_sequence_number=hub.earliest if self.is_allowed else 0,
+                latest_sequence_number=hub.tail.top if self.is_allowed else 0,
+                recovered=recovered,
+            )
+        )
+        if snapshot is not None:
+            self._sink.write_message(snapshot)
+            self.position = snapshot.sequence_number
+        self.is_open = True
+        self.pump()
+
+    def pump(self) -> None:
+        """Writes what is due. Never blocks; may be called at any time."""
+        if not self.is_open or not self.is_allowed or self._reading is not None:
+            return
+        tail = self.hub.tail
+        while self.position < tail.top and self._sink.is_writable:
+            batch = tail.after(self.position)
+            if batch is None:
+                self._reading = asyncio.create_task(self._read_log(), name=f"read-log-{self.hub.job_id}")
+                return
+            self._write(batch)
+        if self.has_ended:
+            self.is_open = False
+            self._sink.ended(self)
+
+    def close(self) -> None:
+        """Stops. Idempotent."""
+        self.is_open = False
+        if self._reading is not None:
+            self._reading.cancel()
+        self.hub.detach(self)
+
+    def refuse(self, error: WireError) -> None:
+        """Ends the subscription with an error."""
+        self.is_open = False
+        self._sink.refused(self, error)
+
+    def _write(self, batch: Batch) -> None:
+        self._sink.write_batch(batch)
+        self.position = batch.through
+
+    async def _read_log(self) -> None:
+        """Reads the log up to where the tail begins, while the sink takes it. Holds a page at the most."""
+        hub = self.hub
+        try:
+            while self.is_open and self._sink.is_writable and self.position < hub.tail.base:
+                page = await hub.read(self.position, PAGE_EVENTS)
+                if not page or sequence_number_of(page[0]) != self.position + 1:
+                    self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
+                    return
+                for batch in batches(self.position, page):
+                    if self._sink.is_writable:
+                        self._write(batch)
+        except RedisUnavailableError as error:
+            _log.warning("cannot read the log: %s", error, extra={"job_id": hub.job_id})
+            await asyncio.sleep(RETRY_S)
+        finally:
+            self._reading = None
+        self.pump()

@@ -1,0 +1,103 @@
+"""The recent events of one job, and batches of them ready to write. Pure: no I/O, no clock."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from deltawire.codec import sequence_number_of
+from deltawire.errors import GapError
+
+from .frames import event_stream_message, text_frame
+
+TAIL_BYTES = 262_144
+BATCH_BYTES = 65_536
+
+
+class Batch:
+    """Consecutive events, encoded once for all subscribers at the same position."""
+
+    def __init__(self, after: int, lines: Sequence[bytes], *, is_full: bool = False) -> None:
+        self.after = after
+        self.is_full = is_full
+        self.through = after + len(lines)
+        self.lines = lines
+
+    @cached_property
+    def websocket(self) -> bytes:
+        """One text frame for each event."""
+        return b"".join([text_frame(line) for line in self.lines])
+
+    @cached_property
+    def event_stream(self) -> bytes:
+        """One server-sent event for each event, with its number as `id`."""
+        return b"".join(
+            [event_stream_message(line, number) for number, line in enumerate(self.lines, self.after + 1)]
+        )
+
+
+def batches(after: int, lines: Sequence[bytes]) -> Iterable[Batch]:
+    """`lines`, which follow `after`, cut into batches of about BATCH_BYTES."""
+    start = size = 0
+    for index, line in enumerate(lines):
+        size += len(line)
+        if size >= BATCH_BYTES:
+            yield Batch(after + start, lines[start : index + 1])
+            start, size = index + 1, 0
+    if start < len(lines):
+        yield Batch(after + start, lines[start:])
+
+
+class Tail:
+    """Holds the events (base, top]; older ones are in the log. Bounded in bytes."""
+
+    def __init__(self, top: int = 0, *, max_bytes: int = TAIL_BYTES) -> None:
+        self.base = top
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self._last: Batch | None = None
+
+    @property
+    def top(self) -> int:
+        return self.base + len(self._lines)
+
+    def extend(self, lines: Iterable[bytes]) -> list[bytes]:
+        """Takes the events that are new and returns them; those it has are skipped.
+
+        Raises GapError at an event that does not follow; what came before it has been taken.
+        """
+        new: list[bytes] = []
+        top = self.top
+        for line in lines:
+            number = sequence_number_of(line)
+            if number <= top:
+                continue
+            if number != top + 1:
+                raise GapError(top + 1, number)
+            self._lines.append(line)
+            self._bytes += len(line)
+            new.append(line)
+            top = number
+        while self._bytes > self._max_bytes and len(self._lines) > 1:
+            self._bytes -= len(self._lines.popleft())
+            self.base += 1
+        return new
+
+    def after(self, position: int) -> Batch | None:
+        """The events after `position`, or as many as make a batch; None where some are older than the tail.
+
+        `position` must be below the top.
+        """
+        if position < self.base:
+            return None
+        last = self._last
+        if last is None or last.after != position or not (last.is_full or last.through == self.top):
+            lines: list[bytes] = []
+            size = 0
+            for index in range(position - self.base, len(self._lines)):
+                lines.append(self._lines[index])
+                size += len(lines[-1])
+                if size >= BATCH_BYTES:
+                    break
+            last = self._last = Batch(position, lines, is_full=size >= BATCH_BYTES)
+        return last
