@@ -90,11 +90,12 @@ class CancelRequest(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What a claim came to. `record` is None unless the code is CLAIMED or EXPIRED."""
+    """What a claim came to. `record` is set with CLAIMED and EXPIRED, `status` with ENDED."""
 
     code: Literal["CLAIMED", "MISSING", "ENDED", "OWN", "HELD", "EXPIRED"]
     attempt: int = 0
     top: int = 0
+    status: str = ""
     cancel: CancelRequest | None = None
     record: Record | None = None
     held_for_s: float = 0.0
@@ -230,6 +231,8 @@ class JobLog:
             return Claim(code=code, attempt=reply[1])
         if code == "HELD":
             return Claim(code=code, held_for_s=reply[1] / 1000)
+        if code == "ENDED":
+            return Claim(code=code, status=reply[1].decode())
         return Claim(code=code)
 
     async def append(
@@ -307,10 +310,11 @@ class JobLog:
             return Cancellation(record.status if record else "unknown", "queued")
         return Cancellation(status, status)
 
-    async def is_cancel_requested(self, job_id: str) -> bool:
-        """Whether the cancel key exists."""
+    async def cancel_request(self, job_id: str) -> CancelRequest | None:
+        """What the cancel key says; None where there is none."""
         try:
-            return bool(await self._redis.exists(self.keys.job(job_id).cancel))
+            value = await self._redis.get(self.keys.job(job_id).cancel)
+            return decode_cancel(cast("bytes | None", value) or b"")
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
             raise RedisUnavailableError(str(error)) from error
 

@@ -217,7 +217,7 @@ class Hub:
             if self.is_ended:
                 continue
             try:
-                if self.status == "queued" and await self._log.is_cancel_requested(self.job_id):
+                if self.status == "queued" and await self._log.cancel_request(self.job_id):
                     await self._log.cancel(self.job_id, reason="cancel_key")
                 if self._held is None and (
                     self.record is None or now - self._last_event_at >= TAIL_CHECK_AFTER_S

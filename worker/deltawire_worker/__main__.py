@@ -1,0 +1,51 @@
+"""`python -m deltawire_worker`: takes jobs until SIGTERM (lets streams finish) or SIGQUIT (does not)."""
+
+import logging
+import os
+import socket
+import sys
+import warnings
+
+from deltawire.environment import ConfigurationError, Environment
+from deltawire.log_format import configure
+
+from .settings import Settings
+
+
+def _leave_logging_alone(**_: object) -> None: ...
+
+
+def main() -> int:
+    try:
+        settings = Settings.from_environment(Environment())
+    except ConfigurationError as error:
+        print(f"deltawire worker: {error}", file=sys.stderr)  # noqa: T201 - before logging is set up
+        return 2
+    configure(log_format=settings.log_format, level=settings.log_level)
+    for name in ("celery", "kombu", "httpx"):
+        logging.getLogger(name).setLevel("WARNING")
+    # SIGTERM then waits worker_soft_shutdown_timeout for running streams, and gives up the rest; Celery's
+    # own warm shutdown would wait for ever. Celery reads it when it is imported.
+    os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+    from celery.platforms import SecurityWarning
+    from celery.signals import setup_logging
+
+    from .app import create_app
+
+    # Celery warns root about pickle; this app takes JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    # A receiver, any receiver, keeps Celery from setting up logging over ours.
+    setup_logging.connect(_leave_logging_alone)
+    # Gossip and mingle make every worker talk to every other; nothing here needs it.
+    worker = create_app(settings).Worker(
+        hostname=f"deltawire-{os.getpid()}@{socket.gethostname()}",
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

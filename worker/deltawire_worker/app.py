@@ -1,0 +1,92 @@
+"""The worker's composition root: the Celery app, and what lives on its pool's loop."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from celery import Celery
+
+from deltawire.keys import Keys
+from deltawire.log import JobLog, connect
+from deltawire.queue import make_app
+
+from .cancellation import ControlChannel
+from .flusher import Flusher
+from .generate import Generator
+from .lease import Leases
+from .probes import Probes
+from .run import Run
+from .settings import Settings
+from .task import register
+from .upstream import UpstreamClient
+from .visibility import VisibilityRenewal
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> Celery:
+    """The Celery app of a worker process."""
+    app = make_app(settings.broker_url, key_prefix=settings.key_prefix)
+    app.conf.update(
+        worker_pool="deltawire_worker.pool:TaskPool",
+        worker_concurrency=settings.concurrency,
+        # A message is acknowledged when its job has ended, so a lost worker's jobs come back.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # Else a worker holds back four times its concurrency from its neighbours.
+        worker_prefetch_multiplier=1,
+        # Both would end or throttle running streams when the broker's connection drops.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_prefetch_count_reduction=False,
+        worker_soft_shutdown_timeout=settings.shutdown_grace_s,
+        worker_enable_soft_shutdown_on_idle=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        broker_connection_max_retries=None,
+    )
+    app.pool_lifespan = partial(_lifespan, app, settings)
+    app.steps["consumer"].add(VisibilityRenewal)
+    register(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
+    """Connects before the worker takes its first message; closes after its last task."""
+    keys = Keys(settings.key_prefix)
+    owner = secrets.token_hex(8)  # a new one for each start: a restarted worker is somebody else
+    runs: dict[str, Run] = {}
+    async with AsyncExitStack() as stack:
+        redis = connect(settings.redis_url, name="deltawire-worker")
+        stack.push_async_callback(redis.aclose)
+        flusher = Flusher(settings.redis_url, keys)
+        await flusher.start()
+        stack.push_async_callback(flusher.close)
+        control = ControlChannel(settings.redis_url, keys, owner, runs)
+        await control.start()
+        stack.push_async_callback(control.close)
+        client = UpstreamClient()
+        stack.push_async_callback(client.aclose)
+        leases = Leases(flusher, owner, runs)
+        renewals = asyncio.create_task(leases.keep(), name="lease-renewals")
+        stack.callback(renewals.cancel)
+        app.generator = Generator(
+            log=JobLog(redis, keys),
+            flusher=flusher,
+            upstreams={settings.upstream.name: settings.upstream},
+            client=client,
+            owner=owner,
+            runs=runs,
+            leases=leases,
+        )
+        probes = Probes(settings.host, settings.worker_port, is_ready=lambda: flusher.is_connected)
+        await probes.start()
+        stack.push_async_callback(probes.close)
+        _log.info(
+            "the worker takes %d jobs at a time for %s", settings.concurrency, settings.upstream.base_url
+        )
+        yield

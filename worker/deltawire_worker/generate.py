@@ -1,0 +1,296 @@
+"""The use case: one job, from its claim to its terminal event."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from deltawire.codec import encode, encode_terminal
+from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
+from deltawire.events import InProgress, Queued, Restarted
+from deltawire.fold import LogFold
+from deltawire.log import CancelRequest, Claim, JobLog
+from deltawire.options import Options, check_request, parse_options
+
+from .cancellation import want_cancel
+from .ending import AsCancelled, AsFailed, Ending, at_deadline, at_end_of_stream, terminal_event
+from .flusher import Flusher
+from .lease import LEASE_S, Leases
+from .pool import Cancellation, cancellation
+from .recover import End, NextAttempt, recover
+from .run import CancelWanted, DeadlinePassed, Refused, Run
+from .upstream import Upstream, UpstreamClient, UpstreamError, request_body
+
+END_TIMEOUT_S: Final = 60.0
+HELD_LOOKS: Final = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of the job; `code` is set where it has failed."""
+
+    status: str
+    code: str | None = None
+
+
+class Generator:
+    """Runs jobs. One for a worker process."""
+
+    def __init__(
+        self,
+        *,
+        log: JobLog,
+        flusher: Flusher,
+        upstreams: Mapping[str, Upstream],
+        client: UpstreamClient,
+        owner: str,
+        runs: dict[str, Run],
+        leases: Leases,
+    ) -> None:
+        self._log = log
+        self._flusher = flusher
+        self._upstreams = upstreams
+        self._client = client
+        self._owner = owner
+        self._runs = runs
+        self._leases = leases
+
+    async def generate(self, job_id: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
+        """Runs the job of one queue message.
+
+        `kwargs` hold `request` and `options` where the sender wrote no record; wrong ones end the job as
+        failed. Raises JobExpiredError (no record, and no body to make one of) and RedisUnavailableError
+        (the message should come again).
+
+        Cancelled from outside it gives up its lease and lets go of the upstream; the log stays open.
+        """
+        problem = options = request = None
+        if args or kwargs:
+            problem, options = _read_arguments(args, kwargs)
+            request = msgspec.json.encode(kwargs.get("request"))
+        takes = await self._claim(job_id, request, options)
+        if isinstance(takes, Outcome):
+            return takes
+        claim, decision = takes
+        assert claim.record is not None  # noqa: S101 - a claim that was taken has one
+        run = Run(job_id, claim.attempt, claim.record)
+        run.writer = self._flusher.open(
+            job_id,
+            attempt=claim.attempt,
+            top=claim.top,
+            on_cancel=lambda: self._look_for_cancel(run),
+            on_refused=lambda code: run.abort(Refused(code)),
+        )
+        self._runs[job_id] = run
+        outcome = Outcome("in_progress")
+        try:
+            outcome = await self._run(run, claim, decision, problem)
+        except asyncio.CancelledError:
+            await self._give_up(run)
+            raise
+        finally:
+            self._flusher.close_writer(run.writer)
+            if self._runs.get(job_id) is run:
+                del self._runs[job_id]
+            run.over.set_result(outcome.status)
+        return outcome
+
+    async def _give_up(self, run: Run) -> None:
+        """Cancelled from outside: ends the job where that was meant, else leaves it to the next attempt."""
+        why = cancellation()
+        if run.writer.is_ending:
+            pass
+        elif why is Cancellation.REVOKED:
+            request = CancelRequest("task_revoked")
+            await self._end(run, AsCancelled(request, time.time(), run.upstream_closed_at))
+        elif why is Cancellation.TIME_LIMIT:
+            await self._end(run, at_deadline("total_timeout", run.fold))
+        else:
+            self._leases.release(run)
+
+    async def _claim(
+        self, job_id: str, request: bytes | None, options: Options | None
+    ) -> Outcome | tuple[Claim, NextAttempt | End | None]:
+        """The claim, with what `recover` decided about an attempt before it; or why there is none."""
+        take_over: int | None = None
+        decision: NextAttempt | End | None = None
+        looks = 0
+        while True:
+            claim = await self._log.claim(
+                job_id,
+                owner=self._owner,
+                lease_s=LEASE_S,
+                request=request,
+                options=options,
+                take_over=take_over,
+            )
+            match claim.code:
+                case "CLAIMED":
+                    return claim, decision
+                case "MISSING":
+                    raise JobExpiredError(f"job {job_id} has no record")
+                case "ENDED":
+                    return Outcome(claim.status)
+                case "OWN":
+                    # The broker delivered the message a second time: go along with the run that is on.
+                    if run := self._runs.get(job_id):
+                        return Outcome(await asyncio.shield(run.over))
+                    # Or the answer to our claim was lost, and redis-py asked again.
+                    take_over = claim.attempt
+                case "HELD":
+                    # A living owner renews; one that died lets its lease run out.
+                    looks += 1
+                    if looks > HELD_LOOKS:
+                        return Outcome("in_progress")
+                    await asyncio.sleep(claim.held_for_s + 0.1)
+                case "EXPIRED":
+                    assert claim.record is not None  # noqa: S101 - EXPIRED carries it
+                    decision = recover(claim.record)
+                    take_over = claim.attempt
+                case _:
+                    assert_never(claim.code)
+
+    async def _run(
+        self, run: Run, claim: Claim, decision: NextAttempt | End | None, problem: WireError | None
+    ) -> Outcome:
+        if claim.cancel is not None:
+            want_cancel(run, claim.cancel)
+        options = run.record.options
+        upstream = self._upstreams.get(options.upstream)
+        if claim.top == 0:
+            self._put(run, Queued)
+        if upstream is None and problem is None:
+            known = ", ".join(sorted(self._upstreams))
+            problem = WireError("unknown_upstream", f"there is no upstream of this name; known are {known}")
+        late_s = time.time() - run.record.created_at - options.queue_timeout_s
+
+        ending: Ending | None
+        if isinstance(run.cause, CancelWanted):
+            ending = AsCancelled(run.cause.request, run.cause.heard_at, None)
+        elif problem is not None:
+            ending = AsFailed(problem, "request")
+        elif isinstance(decision, End):
+            await self._fold_log(run)
+            ending = AsFailed(WireError(decision.code, "the worker that ran this job was lost"), "worker")
+        elif run.attempt == 1 and late_s > 0:
+            ending = AsFailed(WireError("queue_timeout", "no worker took the job in time"), "queue")
+        else:
+            assert upstream is not None  # noqa: S101 - else there is a problem
+            if isinstance(decision, NextAttempt) and decision.discards:
+                self._put(run, Restarted, reason="worker_lost", discard_through=claim.top)
+            ending = await self._stream(run, upstream)
+        return await self._end(run, ending)
+
+    async def _fold_log(self, run: Run) -> None:
+        fold = LogFold()
+        async for page in self._log.pages(run.job_id):
+            for line in page:
+                fold.add(line)
+        run.fold = fold.fold
+        run.first_delta_at = run.record.first_delta_at
+
+    async def _stream(self, run: Run, upstream: Upstream) -> Ending | None:
+        """Reads the upstream into the log. None: the log takes nothing more from this attempt."""
+        request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
+        self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
+        fold, writer = run.fold, run.writer
+        failure: UpstreamError | None = None
+        async with run:
+            try:
+                async with self._client.open(upstream, request_body(request), job_id=run.job_id) as stream:
+                    async for batch in stream.batches():
+                        now = time.time()
+                        run.saw_delta(now)
+                        for chunk, _ in batch:
+                            fold.add(chunk)
+                        writer.put_deltas([line for _, line in batch], now)
+                        if writer.is_full:
+                            run.abort(Refused("FULL"))
+            except UpstreamError as error:
+                failure = error
+            finally:
+                run.upstream_closed_at = time.time()
+        match run.cause:
+            case None:
+                return at_end_of_stream(fold) if failure is None else AsFailed(failure, "upstream")
+            case CancelWanted(request=wanted, heard_at=heard_at):
+                return AsCancelled(wanted, heard_at, run.upstream_closed_at)
+            case DeadlinePassed(deadline=deadline):
+                return at_deadline(deadline, fold)
+            case Refused(code="FULL"):
+                return AsFailed(WireError("redis_unavailable", "Redis took no events for too long"), "worker")
+            case Refused():
+                return None
+
+    async def _end(self, run: Run, ending: Ending | None) -> Outcome:
+        """Writes the terminal event, unless the log has another owner by now."""
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                while ending is not None:
+                    now = time.time()
+                    event = terminal_event(
+                        ending,
+                        job_id=run.job_id,
+                        sequence_number=run.writer.next_number,
+                        attempt=run.attempt,
+                        now=now,
+                        fold=run.fold,
+                        timings=run.timings(now),
+                    )
+                    status = type(event).__struct_config__.tag
+                    code = await run.writer.end(
+                        encode_terminal(event), status=str(status), retention_s=run.record.options.retention_s
+                    )
+                    if code in {"OK", "CANCELLING"}:
+                        failed = ending.error.code if isinstance(ending, AsFailed) else None
+                        return Outcome(str(status), failed)
+                    if code != "CANCELLED":
+                        break
+                    # The cancel key came before the terminal event did.
+                    request = await self._log.cancel_request(run.job_id) or CancelRequest()
+                    ending = AsCancelled(request, time.time(), run.upstream_closed_at)
+        except TimeoutError as error:
+            raise RedisUnavailableError(f"the end of job {run.job_id} could not be written") from error
+        _log.warning(
+            "the log takes nothing more from this attempt: %s",
+            run.cause,
+            extra={"job_id": run.job_id, "attempt": run.attempt},
+        )
+        return Outcome("in_progress")
+
+    def _put(self, run: Run, kind: type[Queued | InProgress | Restarted], **fields: Any) -> None:
+        event = kind(
+            job_id=run.job_id,
+            sequence_number=run.writer.next_number,
+            attempt=run.attempt,
+            created_at=time.time(),
+            **fields,
+        )
+        run.writer.put(encode(event))
+
+    def _look_for_cancel(self, run: Run) -> None:
+        """An append met the cancel key, but does not say what is in it; the renewal does."""
+        if run.cause is None:
+            self._leases.renew(run)
+
+
+def _read_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[WireError | None, Options | None]:
+    """What is wrong with a message's arguments, and its options as far as they can be read."""
+    options = None
+    try:
+        options = parse_options(kwargs.get("options"))
+        check_request(kwargs.get("request"))
+    except WireError as error:
+        return error, options
+    if unknown := set(kwargs) - {"request", "options"}:
+        message = f"the task takes request and options, not {', '.join(sorted(unknown))}"
+        return WireError("invalid_request", message, param=min(unknown)), options
+    if args:
+        return WireError("invalid_request", "the task takes keyword arguments only"), options
+    return None, options

@@ -1,0 +1,58 @@
+"""The task `deltawire.generate`: a door. What it takes and returns is PROTOCOL.md §1.1."""
+
+from typing import Any
+
+from celery import Celery
+from celery.app.task import Context, Task
+from celery.exceptions import Reject
+from celery.worker.request import Request
+
+from deltawire.errors import DeltawireError, RedisUnavailableError, WireError
+from deltawire.keys import is_job_id
+from deltawire.queue import TASK
+
+from .generate import Generator
+from .pool import await_
+
+
+class JobFailedError(DeltawireError):
+    """The job has ended as `failed`; the event in its log says why. Carries the code, never a text."""
+
+
+class PrivateRequest(Request):  # type: ignore[misc] # Celery ships no types
+    """A request whose arguments show nowhere: not in task events, Flower, `inspect` or log records.
+
+    A plain `send_task` puts a representation of the arguments, prompt included, into the message's headers.
+    """
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        for name in ("argsrepr", "kwargsrepr"):
+            message.headers[name] = ""
+        super().__init__(message, *args, **kwargs)
+
+
+def register(app: Celery) -> None:
+    """Adds the task to `app`, whose attribute `generator` is set when it runs."""
+
+    class Generate(Task):  # type: ignore[misc] # Celery ships no types
+        name = TASK
+        Request = PrivateRequest
+        typing = False  # any arguments: wrong ones end in a `failed` event, not in a lost message
+        throws = (JobFailedError,)
+
+        def run(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+            """Streams one job. Returns {job_id, status}, so that `link=` works; raises for `failed` only."""
+            context: Context = self.request
+            job_id = str(context.id)
+            if not is_job_id(job_id):
+                raise WireError("invalid_job_id", "a task id must be 1 to 128 of A-Z a-z 0-9 _ -")
+            generator: Generator = app.generator
+            try:
+                outcome = await_(generator.generate(job_id, args, kwargs))
+            except RedisUnavailableError as error:
+                raise Reject(str(error), requeue=True) from error
+            if outcome.code is not None:
+                raise JobFailedError(outcome.code)
+            return {"job_id": job_id, "status": outcome.status}
+
+    app.register_task(Generate())
