@@ -15,3 +15,22 @@ setup: .venv/.installed
 lock: setup
 	$(UV_COMPILE) --extra all --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
 	$(UV_COMPILE) --extra all -c requirements/dev.txt pyproject.toml -o requirements/all.txt
+
+# Everything in one terminal.
+up: setup
+	$(BIN)/deltawire up
+
+test: setup
+	$(BIN)/python -m pytest
+
+# What CI runs besides the tests; unit tests included, so that it is a fair answer before a commit.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest tests/unit -q
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

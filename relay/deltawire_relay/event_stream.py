@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deltawire.errors import WireError
+from deltawire.messages import ErrorMessage, Goodbye, Snapshot, Subscribed
 
 from .frames import event_stream_message
-from .messages import ErrorMessage, Goodbye, Snapshot, Subscribed
 from .subscriber import Subscriber
 from .tail import BATCH_BYTES, Batch
 

@@ -16,9 +16,9 @@ from deltawire.codec import decode, is_terminal, type_of
 from deltawire.errors import GapError, RedisUnavailableError, WireError
 from deltawire.fold import LogFold
 from deltawire.log import JobLog, Record
+from deltawire.messages import Snapshot
 
 from .feed import Feed
-from .messages import Snapshot
 from .subscriber import Subscriber
 from .tail import Tail
 

@@ -14,11 +14,11 @@ from deltawire.events import Cancelled, Failed, Incomplete, TerminalEvent
 from deltawire.fold import LogFold
 from deltawire.keys import is_job_id
 from deltawire.log import JobLog, Record
+from deltawire.messages import CancelResult
 from deltawire.options import check_request, parse_options
 
 from .auth import Principal
 from .hub import Hubs
-from .messages import CancelResult
 
 CANCEL_WAIT_S: Final = 1.0
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from deltawire.codec import sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
+from deltawire.messages import Snapshot, Subscribed
 
-from .messages import Snapshot, Subscribed
 from .tail import Batch, batches
 
 if TYPE_CHECKING:

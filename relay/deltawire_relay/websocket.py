@@ -21,12 +21,7 @@ from websockets.server import ServerProtocol
 
 from deltawire.close_codes import CloseCode
 from deltawire.errors import RedisUnavailableError, WireError
-
-from .auth import Gate, Principal, bearer_token
-from .frames import PING, message_frame
-from .hub import Hubs
-from .jobs import Jobs, check_job_id
-from .messages import (
+from deltawire.messages import (
     Authenticate,
     Authenticated,
     Cancel,
@@ -38,6 +33,11 @@ from .messages import (
     Unsubscribe,
     Unsubscribed,
 )
+
+from .auth import Gate, Principal, bearer_token
+from .frames import PING, message_frame
+from .hub import Hubs
+from .jobs import Jobs, check_job_id
 from .subscriber import Subscriber
 from .tail import Batch
 

@@ -97,6 +97,13 @@ class Generator:
             if self._runs.get(job_id) is run:
                 del self._runs[job_id]
             run.over.set_result(outcome.status)
+        _log.info(
+            "job %s in %.1f s",
+            outcome.status,
+            time.time() - run.record.created_at,
+            extra={"job_id": job_id, "attempt": run.attempt}
+            | ({"code": outcome.code} if outcome.code else {}),
+        )
         return outcome
 
     async def _give_up(self, run: Run) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from deltawire.errors import Error
+from .errors import Error
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -89,3 +89,8 @@ class ErrorMessage(_Message, frozen=True, kw_only=True, tag="error"):
 class Goodbye(_Message, frozen=True, kw_only=True, tag="goodbye"):
     code: int
     retry_after_s: float
+
+
+ServerMessage = (
+    Authenticated | Subscribed | Snapshot | Unsubscribed | CancelResult | Heartbeat | ErrorMessage | Goodbye
+)

@@ -1,0 +1,236 @@
+"""The commands. Each is a door: it reads its arguments, calls what does the work, and says how it went."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.console import Console
+
+from deltawire import __version__
+from deltawire.api_keys import SCOPES, new_api_key
+from deltawire.client import AsyncClient, JobUnavailableError, text_of
+from deltawire.codec import encode
+from deltawire.errors import Error
+from deltawire.events import Cancelled, Completed, Event, Failed, Incomplete, TerminalEvent
+from deltawire.messages import Snapshot
+
+from .up import up as run_up
+
+app = typer.Typer(
+    help="A message-queue worker that fans out streamed tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="API keys for backends.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+_out: Final = Console(highlight=False, soft_wrap=True)
+_err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="DELTAWIRE_PUBLIC_URL",
+        help="The relay's address.",
+        show_default="http://127.0.0.1:$DELTAWIRE_PORT",
+    ),
+]
+Key = Annotated[str, typer.Option(envvar="DELTAWIRE_API_KEY", help="An API key, if the relay wants one.")]
+JobId = Annotated[str, typer.Argument(help="The job's id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the events as lines of JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        _out.print(f"deltawire {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def up() -> None:
+    """Run everything in this terminal: relay, worker and, where none is configured, Redis and a gateway."""
+    raise typer.Exit(run_up())
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker (settings come from the environment, see .env.example)."""
+    _become("deltawire_worker")
+
+
+@app.command()
+def relay() -> None:
+    """Run a relay (settings come from the environment, see .env.example)."""
+    _become("deltawire_relay")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def gateway(context: typer.Context) -> None:
+    """Run the scripted OpenAI-compatible gateway, for demos and tests (--host, --port, --rate, --api-key)."""
+    _become("deltawire.gateway", *context.args)
+
+
+@app.command()
+def submit(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print the tokens as they arrive.")] = False,
+    model: Annotated[str, typer.Option(help="The model's name.")] = "gpt-5.4",
+    request: Annotated[
+        Path | None, typer.Option(help="A JSON file with further fields of the chat.completions body.")
+    ] = None,
+    json: Json = False,
+    url: Url = "",
+    api_key: Key = "",
+) -> None:
+    """Enqueue a chat job."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}]}
+    if request is not None:
+        try:
+            body |= msgspec.json.decode(request.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError) as error:
+            raise typer.BadParameter(f"{request}: {error}", param_hint="--request") from error
+
+    async def run() -> int:
+        async with _client(url, api_key) as client:
+            job = await client.submit(body)
+            if not follow:
+                _out.print(job.id)
+                return 0
+            if not json:
+                _err.print(f"[dim]job {job.id}[/]")
+            return await _follow(client, job.id, 0, as_json=json)
+
+    _run(run())
+
+
+@app.command()
+def tail(
+    job_id: JobId,
+    starting_after: Annotated[int, typer.Option(min=0, help="The last sequence number that you have.")] = 0,
+    json: Json = False,
+    url: Url = "",
+    api_key: Key = "",
+) -> None:
+    """Follow a job, from its beginning or from where you left off."""
+
+    async def run() -> int:
+        async with _client(url, api_key) as client:
+            return await _follow(client, job_id, starting_after, as_json=json)
+
+    _run(run())
+
+
+@app.command()
+def cancel(
+    job_id: JobId,
+    reason: Annotated[str, typer.Option(help="Goes into the job's last event.")] = "cli",
+    url: Url = "",
+    api_key: Key = "",
+) -> None:
+    """Cancel a job, queued or running."""
+
+    async def run() -> int:
+        async with _client(url, api_key) as client:
+            result = await client.cancel(job_id, reason=reason)
+        came_from = f" (was {result.cancelled_from})" if result.cancelled_from else ""
+        told = (
+            "" if result.delivered or result.cancelled_from is None else "; its worker has not answered yet"
+        )
+        _out.print(f"{job_id} is {result.status}{came_from}{told}")
+        return 0
+
+    _run(run())
+
+
+@keys_app.command("new")
+def new_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; shows in logs.")],
+    tenant: Annotated[str, typer.Option(help="Whose jobs it sees.")] = "default",
+    scope: Annotated[list[str] | None, typer.Option(help="read, cancel, submit; all if not given.")] = None,
+) -> None:
+    """Make an API key. Its text is shown this once; the relay is given only its hash."""
+    scopes = scope or sorted(SCOPES)
+    if unknown := set(scopes) - SCOPES:
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--scope")
+    if bad := [word for word in (name, tenant) if not word or set(word) & set(":,")]:
+        raise typer.BadParameter(f"{bad[0]!r}: a name holds neither ':' nor ','")
+    key, entry = new_api_key(name, tenant, scopes)
+    _out.print(f"key (for the backend, keep it secret):  {key}")
+    _out.print(f"entry for DELTAWIRE_API_KEYS:           {entry}")
+
+
+def _become(module: str, *args: str) -> None:
+    """Turns this process into a service, so that signals reach it."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *args])  # noqa: S606 - our own module
+
+
+def _client(url: str, api_key: str) -> AsyncClient:
+    default = f"http://127.0.0.1:{os.environ.get('DELTAWIRE_PORT') or 8080}"
+    return AsyncClient(url or default, api_key=api_key or None)
+
+
+def _run(coroutine: Coroutine[Any, Any, int]) -> None:
+    try:
+        code = asyncio.run(coroutine)
+    except JobUnavailableError as error:
+        _err.print(f"[red]{_said(error.error) or error}[/]")
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)
+
+
+def _said(error: Error | None) -> str:
+    return f"{error.message} ({error.code})" if error else ""
+
+
+async def _follow(client: AsyncClient, job_id: str, starting_after: int, *, as_json: bool) -> int:
+    """Prints a job to its end. Returns 0 if it has completed."""
+    position = starting_after
+    try:
+        async for event in client.events(job_id, starting_after=starting_after):
+            position = event.sequence_number
+            if as_json:
+                print(
+                    (msgspec.json.encode(event) if isinstance(event, Snapshot) else encode(event)).decode(),
+                    flush=True,
+                )
+            else:
+                for text in text_of(event):
+                    print(text, end="", flush=True)
+            if isinstance(event, TerminalEvent):
+                if not as_json:
+                    print()
+                    _err.print(_summary(event))
+                return 0 if isinstance(event, Completed) else 1
+    except asyncio.CancelledError:
+        if not as_json:
+            _err.print(
+                f"\n[dim]the job goes on: deltawire tail {job_id} --starting-after {position}"
+                f"   or stop it: deltawire cancel {job_id}[/]"
+            )
+        raise
+    return 1
+
+
+def _summary(event: Event) -> str:
+    match event:
+        case Completed(usage=usage, timings=timings):
+            tokens = f", {usage.get('completion_tokens')} tokens" if usage else ""
+            return f"[green]completed[/] in {timings.total_s:.1f} s{tokens}"
+        case Incomplete(incomplete_details=details):
+            return f"[yellow]incomplete[/]: {details.reason}"
+        case Failed(error=error):
+            return f"[red]failed[/]: {_said(error)}"
+        case Cancelled(cancel=cancelled):
+            return f"[yellow]cancelled[/]: {cancelled.reason}"
+        case _:
+            return ""
