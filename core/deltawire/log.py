@@ -1,8 +1,7 @@
 """A job's log and record in Redis: the only code that knows its scripts (PROTOCOL.md §3).
 
 Every append is fenced by its attempt and can be repeated. The Lua files say what each script reads,
-writes and answers. Hot appends leave through `append_args` on a connection of the caller's own;
-everything else goes through redis-py.
+writes and answers. Hot appends leave through `append_args` on a connection of the caller's own.
 """
 
 import asyncio
@@ -10,19 +9,16 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, Protocol, cast
 
+import hiredis
 import msgspec
-import redis.asyncio
-import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
 
 from .codec import encode, encode_terminal
-from .errors import RedisUnavailableError
 from .events import TERMINAL_STATUSES, Cancel, Cancelled, Queued, Timings
 from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, JobKeys, Keys
 from .options import Options
+from .redis_connection import Reply
 
 
 class Script(msgspec.Struct, frozen=True):
@@ -42,6 +38,7 @@ CLAIM: Final = _load("claim")
 APPEND: Final = _load("append")
 CANCEL: Final = _load("cancel")
 RENEW: Final = _load("renew")
+HEAD: Final = _load("head")
 
 PAGE_EVENTS: Final = 1_000
 
@@ -140,43 +137,31 @@ def append_args(
     return tuple(args)
 
 
-def connect(url: str, *, name: str) -> redis.asyncio.Redis:
-    """A redis-py client for what happens once per job. The defaults that hurt are set here.
+class Executor(Protocol):
+    """What a JobLog talks through: a RedisClient, or a double of one in unit tests."""
 
-    redis-py's own: no connect time-out, a pool that raises at 100 connections, retries with no jitter.
-    """
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=32,
-        timeout=5,
-        socket_timeout=5,
-        socket_connect_timeout=5,
-        health_check_interval=15,
-        client_name=name,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3),
-        retry_on_error=[redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
-    )
-    return redis.asyncio.Redis.from_pool(pool)
+    async def execute(self, *args: str | bytes | float) -> Reply:
+        """One command's raw reply. Raises hiredis.ReplyError and RedisUnavailableError."""
 
 
 class JobLog:
     """Logs and records of all jobs. Raises RedisUnavailableError where Redis cannot answer."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys) -> None:
-        self._redis = client
+    def __init__(self, redis: Executor, keys: Keys) -> None:
+        self._redis = redis
         self.keys = keys
 
     async def _run(self, script: Script, keys: Sequence[str], *args: str | bytes | float) -> list[Any]:
-        return cast("list[Any]", await self._evalsha(script, len(keys), *keys, *args))
+        return await self._evalsha(script, len(keys), *keys, *args)
 
-    async def _evalsha(self, script: Script, *args: str | bytes | float) -> Any:  # a script's reply
+    async def _evalsha(self, script: Script, *args: str | bytes | float) -> list[Any]:
         try:
-            try:
-                return await self._redis.evalsha(script.sha, *args)  # type: ignore[arg-type] # redis-py types arguments as str
-            except redis.exceptions.NoScriptError:
-                return await self._redis.eval(script.text, *args)  # type: ignore[arg-type] # as above
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-            raise RedisUnavailableError(str(error)) from error
+            reply = await self._redis.execute("EVALSHA", script.sha, *args)
+        except hiredis.ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            reply = await self._redis.execute("EVAL", script.text, *args)
+        return cast("list[Any]", reply)
 
     async def submit(
         self, job_id: str, *, request: bytes, options: Options, digest: str, created_at: float
@@ -225,7 +210,7 @@ class JobLog:
                 attempt=reply[1],
                 top=reply[2],
                 cancel=decode_cancel(reply[3]),
-                record=_record(dict(zip(reply[4][::2], reply[4][1::2], strict=True))),
+                record=_record(reply[4]),
             )
         if code == "OWN":
             return Claim(code=code, attempt=reply[1])
@@ -312,53 +297,41 @@ class JobLog:
 
     async def cancel_request(self, job_id: str) -> CancelRequest | None:
         """What the cancel key says; None where there is none."""
-        try:
-            value = await self._redis.get(self.keys.job(job_id).cancel)
-            return decode_cancel(cast("bytes | None", value) or b"")
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-            raise RedisUnavailableError(str(error)) from error
-
-    async def record(self, job_id: str) -> Record | None:
-        """The job's record, or None."""
-        try:
-            fields = await self._redis.hgetall(self.keys.job(job_id).meta)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-            raise RedisUnavailableError(str(error)) from error
-        return _record(cast("dict[bytes, bytes]", fields)) if fields else None
+        value: bytes | None = await self._redis.execute("GET", self.keys.job(job_id).cancel)
+        return decode_cancel(value or b"")
 
     async def head(self, job_id: str) -> Head:
         """The record and the bounds of the log, as of one moment."""
         keys = self.keys.job(job_id)
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hgetall(keys.meta)
-            pipeline.xrange(keys.log, count=1)
-            pipeline.xrevrange(keys.log, count=1)
-            try:
-                fields, first, last = await pipeline.execute()
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-                raise RedisUnavailableError(str(error)) from error
-        return Head(
-            record=_record(fields) if fields else None,
-            earliest=_number(first[0][0]) if first else 0,
-            top=_number(last[0][0]) if last else 0,
-        )
+        record, earliest, top = await self._run(HEAD, (keys.meta, keys.log))
+        return Head(record=_record(record), earliest=earliest, top=top)
+
+    async def record(self, job_id: str) -> Record | None:
+        """The job's record, or None."""
+        return (await self.head(job_id)).record
 
     async def top(self, job_id: str) -> int:
         """The number of the log's last event; 0 for an empty log."""
-        events = await self._range("xrevrange", job_id, "+", "-", 1)
-        return events[0][0] if events else 0
+        last = await self._last(job_id)
+        return last[0] if last else 0
 
     async def last(self, job_id: str) -> bytes | None:
         """The log's last event."""
-        events = await self._range("xrevrange", job_id, "+", "-", 1)
-        return events[0][1] if events else None
+        last = await self._last(job_id)
+        return last[1] if last else None
+
+    async def _last(self, job_id: str) -> tuple[int, bytes] | None:
+        entries = await self._redis.execute("XREVRANGE", self.keys.job(job_id).log, "+", "-", "COUNT", 1)
+        return _entry(entries[0]) if entries else None
 
     async def read(
         self, job_id: str, after: int, through: int | None = None, *, count: int = PAGE_EVENTS
     ) -> list[bytes]:
         """The events (after, through], in order; at most `count` of them."""
         end = f"{through}-0" if through is not None else "+"
-        return [event for _, event in await self._range("xrange", job_id, f"{after + 1}-0", end, count)]
+        log = self.keys.job(job_id).log
+        entries = await self._redis.execute("XRANGE", log, f"{after + 1}-0", end, "COUNT", count)
+        return [_entry(entry)[1] for entry in entries]
 
     async def pages(
         self, job_id: str, after: int = 0, through: int | None = None
@@ -371,18 +344,11 @@ class JobLog:
                 return
             await asyncio.sleep(0)
 
-    async def _range(
-        self, method: str, job_id: str, start: str, end: str, count: int
-    ) -> list[tuple[int, bytes]]:
-        try:
-            entries = await getattr(self._redis, method)(self.keys.job(job_id).log, start, end, count=count)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
-            raise RedisUnavailableError(str(error)) from error
-        return [(_number(entry_id), fields[b"e"]) for entry_id, fields in entries]
 
-
-def _number(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
+def _entry(entry: list[Any]) -> tuple[int, bytes]:
+    """A stream entry as (sequence number, event)."""
+    entry_id, fields = entry
+    return int(entry_id.partition(b"-")[0]), fields[1]
 
 
 def _record_fields(request: bytes, options: Options, created_at: float) -> tuple[str | bytes | float, ...]:
@@ -392,7 +358,12 @@ def _record_fields(request: bytes, options: Options, created_at: float) -> tuple
     )
 
 
-def _record(fields: dict[bytes, bytes]) -> Record:
+def _record(reply: list[bytes]) -> Record | None:
+    """The record in a script's HGETALL."""
+    if not reply:
+        return None
+    fields = dict(zip(reply[::2], reply[1::2], strict=True))
+
     def moment(name: bytes) -> float | None:
         return float(fields[name]) if name in fields else None
 

@@ -1,8 +1,9 @@
-"""One Redis connection for the hot paths: commands go out packed, replies and pushes come in by callback.
+"""One Redis connection: commands go out packed, replies and pushes come in by callback.
 
-redis-py serves everything that happens once per job. What happens once per delta (appends, pub/sub
-messages) would cost several times as much through it, so those two speak RESP3 here, over an asyncio
-protocol and hiredis' parser. `RedisLink` keeps such a connection up.
+RESP3 over an asyncio protocol and hiredis' parser. Through redis-py an append or a pub/sub message costs
+several times as much, and its pool either makes a connection for each of a thousand concurrent claims or
+has them queue for one; here they share one and are pipelined. `RedisLink` keeps a connection up,
+`RedisClient` waits for replies over one.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ Reply = Any  # whatever RESP3 says: bytes, int, list, dict, None, or hiredis.Rep
 ReplyCallback = Callable[[Reply], None]
 
 CONNECT_TIMEOUT_S: Final = 5.0
+COMMAND_TIMEOUT_S: Final = 10.0
 RECONNECT_MAX_S: Final = 2.0
 _log = logging.getLogger(__name__)
 
@@ -181,12 +183,17 @@ class RedisLink:
     async def start(self) -> None:
         """Connects. Raises RedisUnavailableError if the first try fails; nothing runs then."""
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._keep_up(first), name=f"redis-link-{self._name}")
+        self.keep_up(first)
         try:
             await first
         except BaseException:
             await self.close()
             raise
+
+    def keep_up(self, first: asyncio.Future[None] | None = None) -> None:
+        """Starts connecting, and goes on until closed. Idempotent. `first` hears of the first try only."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_up(first), name=f"redis-link-{self._name}")
 
     async def connected(self) -> RedisConnection:
         """Waits for a connection. The caller sets the deadline."""
@@ -201,7 +208,7 @@ class RedisLink:
             await asyncio.wait([self._task])
             self._task = None
 
-    async def _keep_up(self, first: asyncio.Future[None]) -> None:
+    async def _keep_up(self, first: asyncio.Future[None] | None) -> None:
         failures = 0
         while True:
             try:
@@ -212,7 +219,7 @@ class RedisLink:
                     await self._on_connected(connection)
                     self.connection = connection
                     self._is_up.set()
-                    if not first.done():
+                    if first is not None and not first.done():
                         first.set_result(None)
                     elif failures:
                         _log.warning("Redis is back (%s)", self._name)
@@ -224,10 +231,40 @@ class RedisLink:
                     connection.abort()
                     self._on_lost()
             except (RedisUnavailableError, hiredis.ReplyError) as error:
-                if not first.done():
+                if first is not None and not first.done():
                     first.set_exception(error)
                     return
                 if not failures:
                     _log.warning("Redis is not to be reached (%s): %s", self._name, error)
             failures += 1
             await asyncio.sleep(random.uniform(0, min(RECONNECT_MAX_S, 0.05 * 2 ** min(failures, 10))))  # noqa: S311 - jitter
+
+
+class RedisClient:
+    """Commands over one connection, pipelined, for any number of callers. Connects when first used.
+
+    A command whose connection is lost is sent again, so it must be one that may be repeated.
+    """
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._link = RedisLink(url, name=name, on_connected=_nothing)
+
+    async def execute(self, *args: str | bytes | float) -> Reply:
+        """Raises hiredis.ReplyError, and RedisUnavailableError after COMMAND_TIMEOUT_S."""
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                self._link.keep_up()
+                while True:
+                    connection = await self._link.connected()
+                    try:
+                        return await connection.execute(*args)
+                    except RedisUnavailableError:
+                        await asyncio.sleep(0)  # lost: the next connection will do
+        except TimeoutError as error:
+            raise RedisUnavailableError("no answer from Redis in time") from error
+
+    async def aclose(self) -> None:
+        await self._link.close()
+
+
+async def _nothing(_: RedisConnection) -> None: ...

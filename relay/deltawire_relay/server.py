@@ -11,8 +11,9 @@ from typing import Final
 import uvicorn
 
 from deltawire.keys import Keys
-from deltawire.log import JobLog, connect
+from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
+from deltawire.redis_connection import RedisClient
 
 from .auth import Gate
 from .event_stream import say_goodbye
@@ -70,7 +71,7 @@ class _Server(uvicorn.Server):
 async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Serves until SIGTERM or SIGINT. Raises RedisUnavailableError if Redis is not there at the start."""
     async with AsyncExitStack() as stack:
-        redis = connect(settings.redis_url, name="deltawire-relay")
+        redis = RedisClient(settings.redis_url, name="deltawire-relay")
         stack.push_async_callback(redis.aclose)
         feed = Feed(settings.redis_url)
         await feed.start()

@@ -24,9 +24,6 @@ def main() -> int:
     configure(log_format=settings.log_format, level=settings.log_level)
     for name in ("celery", "kombu", "httpx"):
         logging.getLogger(name).setLevel("WARNING")
-    # SIGTERM then waits worker_soft_shutdown_timeout for running streams, and gives up the rest; Celery's
-    # own warm shutdown would wait for ever. Celery reads it when it is imported.
-    os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
     from celery.platforms import SecurityWarning
     from celery.signals import setup_logging
 

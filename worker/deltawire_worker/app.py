@@ -10,8 +10,9 @@ from functools import partial
 from celery import Celery
 
 from deltawire.keys import Keys
-from deltawire.log import JobLog, connect
+from deltawire.log import JobLog
 from deltawire.queue import make_app
+from deltawire.redis_connection import RedisClient
 
 from .cancellation import ControlChannel
 from .flusher import Flusher
@@ -41,13 +42,15 @@ def create_app(settings: Settings) -> Celery:
         # Both would end or throttle running streams when the broker's connection drops.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_prefetch_count_reduction=False,
-        worker_soft_shutdown_timeout=settings.shutdown_grace_s,
-        worker_enable_soft_shutdown_on_idle=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
         broker_connection_max_retries=None,
     )
+    if settings.broker_url.startswith(("redis:", "rediss:", "redis+socket:")):
+        app.conf.broker_transport = "deltawire_worker.broker_transport:Transport"
+    # SIGTERM lets running streams finish for this long; Celery's own warm shutdown would wait for ever.
+    app.pool_drain_timeout_s = settings.shutdown_grace_s
     app.pool_lifespan = partial(_lifespan, app, settings)
     app.steps["consumer"].add(VisibilityRenewal)
     register(app)
@@ -61,7 +64,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     owner = secrets.token_hex(8)  # a new one for each start: a restarted worker is somebody else
     runs: dict[str, Run] = {}
     async with AsyncExitStack() as stack:
-        redis = connect(settings.redis_url, name="deltawire-worker")
+        redis = RedisClient(settings.redis_url, name="deltawire-worker")
         stack.push_async_callback(redis.aclose)
         flusher = Flusher(settings.redis_url, keys)
         await flusher.start()
