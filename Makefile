@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test check format lock
+.PHONY: setup up test check format lock litellm
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -15,6 +15,14 @@ setup: .venv/.installed
 lock: setup
 	$(UV_COMPILE) --extra all --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
 	$(UV_COMPILE) --extra all -c requirements/dev.txt pyproject.toml -o requirements/all.txt
+	$(UV_COMPILE) --group pyproject.toml:litellm -o requirements/litellm.txt
+
+# A gateway that others wrote, for one end-to-end test; large, so it is asked for by name.
+litellm: setup .venv-litellm/.installed
+.venv-litellm/.installed: requirements/litellm.txt
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-litellm
+	$(BIN)/uv pip install -q --compile-bytecode --python .venv-litellm/bin/python --require-hashes -r requirements/litellm.txt
+	touch $@
 
 # Everything in one terminal.
 up: setup
