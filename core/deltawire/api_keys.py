@@ -16,6 +16,8 @@ from .environment import ConfigurationError
 Scope = Literal["read", "cancel", "submit"]
 SCOPES: Final[frozenset[Scope]] = frozenset({"read", "cancel", "submit"})
 KEY_PREFIX: Final = "dw_"
+DEMO_KEY: Final = "dw_demo"
+"""The key of docker-compose.yml as it comes. Everybody knows it, so it opens loopback only (`Gate`)."""
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -36,8 +38,8 @@ def new_api_key(name: str, tenant: str, scopes: Sequence[str]) -> tuple[str, str
 
 
 def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
-    """The keys in `name:tenant:scope+scope:sha256[,…]`. Raises ConfigurationError."""
-    keys = []
+    """The keys in `name:tenant:scope+scope:sha256[,…]`. Raises ConfigurationError, also for none at all."""
+    keys: list[ApiKey] = []
     for entry in filter(None, (part.strip() for part in text.split(","))):
         parts = entry.split(":")
         if len(parts) != 4 or not all(parts):
@@ -57,4 +59,6 @@ def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
         if len(value) != 32:
             raise ConfigurationError(f"DELTAWIRE_API_KEYS: {name}: a SHA-256 is 64 hexadecimal digits")
         keys.append(ApiKey(name, tenant, frozenset(cast("list[Scope]", scopes.split("+"))), value))
+    if text and not keys:
+        raise ConfigurationError("DELTAWIRE_API_KEYS holds no key")
     return tuple(keys)

@@ -7,8 +7,13 @@ secrets).
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 from .errors import DeltawireError
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 
 
 class ConfigurationError(DeltawireError):
@@ -25,15 +30,43 @@ class Environment:
         return self._variables.get(name) or default
 
     def secret(self, name: str) -> str:
-        """The value of NAME, else the content of the file that NAME_FILE names. Raises ConfigurationError."""
+        """The value of NAME, else the content of the file that NAME_FILE names.
+
+        Raises ConfigurationError, also for an empty file: who names one means to have a secret.
+        """
         if value := self._variables.get(name):
             return value
         if path := self._variables.get(f"{name}_FILE"):
             try:
-                return Path(path).read_text().strip()
-            except OSError as error:
-                raise ConfigurationError(f"{name}_FILE: cannot read {path}: {error.strerror}") from error
+                value = Path(path).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"{name}_FILE: cannot read {path}: {error}") from error
+            if not value:
+                raise ConfigurationError(f"{name}_FILE: {path} is empty")
+            return value
         return ""
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        """Raises ConfigurationError for anything but one of the choices."""
+        value = self.text(name, default)
+        if value not in choices:
+            raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    def url(self, name: str, default: str = "", *, schemes: tuple[str, ...]) -> str:
+        """A secret, since URLs may hold passwords. Raises ConfigurationError, which does not repeat it."""
+        value = self.secret(name) or default
+        try:
+            parts = urlsplit(value)
+            is_right = parts.scheme in schemes and (parts.port or 1) > 0
+        except ValueError:
+            is_right = False
+        if not is_right:
+            wanted = ", ".join(f"{scheme}://…" for scheme in schemes)
+            raise ConfigurationError(
+                f"{name} must be a URL ({wanted}); it is {'wrong' if value else 'not set'}"
+            )
+        return value
 
     def integer(self, name: str, default: int, *, minimum: int = 0, maximum: int = 65_535) -> int:
         """Raises ConfigurationError for anything but an integer within the bounds."""

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+LOG_FORMATS: Final = ("text", "json")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 FIELDS: Final = ("job_id", "attempt", "tenant", "status", "code")
 
 

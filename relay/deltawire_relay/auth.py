@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from deltawire.api_keys import SCOPES, ApiKey, Scope, digest
+from deltawire.api_keys import DEMO_KEY, SCOPES, ApiKey, Scope, digest
 from deltawire.errors import WireError
 
 
@@ -34,6 +34,7 @@ class Gate:
     def __init__(self, api_keys: Sequence[ApiKey], allowed_origins: Sequence[str]) -> None:
         self._api_keys = api_keys
         self._allowed_origins = frozenset(allowed_origins)
+        self._has_secret = bool(api_keys) and all(key.sha256 != digest(DEMO_KEY) for key in api_keys)
 
     @property
     def needs_credentials(self) -> bool:
@@ -55,16 +56,20 @@ class Gate:
         return Principal(found.name, found.tenant, found.scopes)
 
     def check_host(self, host: str | None) -> None:
-        """Without keys, only a loopback name will do: a page that rebinds its name to 127.0.0.1 gets nothing.
+        """Without a secret, only a loopback name will do, so that a page that rebinds its name gets nothing.
 
-        With keys any name will do, since such a page has none.
+        With keys any name will do, since such a page has none; the demo's key is no secret.
         """
-        if self._api_keys:
+        if self._has_secret:
             return
-        name = urlsplit(f"//{host or ''}").hostname or ""
+        try:
+            name = urlsplit(f"//{host or ''}").hostname or ""
+        except ValueError:  # "[evil]" and the like
+            name = ""
         if not is_loopback(name):
             raise WireError(
-                "host_not_allowed", "without an API key the relay answers to localhost and 127.0.0.1 only"
+                "host_not_allowed",
+                "without an API key of its own the relay answers to localhost and 127.0.0.1 only",
             )
 
     def check_origin(self, origin: str | None, host: str | None) -> None:

@@ -1,11 +1,10 @@
 """The relay's settings, read once from the environment (.env.example lists them all)."""
 
-from typing import Literal
-
 import msgspec
 
 from deltawire.api_keys import ApiKey, parse_api_keys
-from deltawire.environment import ConfigurationError, Environment
+from deltawire.environment import DEFAULT_REDIS_URL, REDIS_SCHEMES, ConfigurationError, Environment
+from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
 
 from .auth import is_loopback
 
@@ -19,7 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str = ""
     allowed_origins: tuple[str, ...] = ()
     api_keys: tuple[ApiKey, ...] = ()
-    log_format: Literal["json", "text"] = "text"
+    log_format: str = "text"
     log_level: str = "info"
 
     def __repr__(self) -> str:
@@ -31,10 +30,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Environment) -> "Settings":
         """Raises ConfigurationError that says what to set."""
-        redis_url = environment.secret("DELTAWIRE_REDIS_URL") or "redis://127.0.0.1:6379/0"
-        log_format = environment.text("DELTAWIRE_LOG_FORMAT", "text")
-        if log_format not in {"json", "text"}:
-            raise ConfigurationError(f"DELTAWIRE_LOG_FORMAT must be json or text, not {log_format!r}")
+        redis_url = environment.url("DELTAWIRE_REDIS_URL", DEFAULT_REDIS_URL, schemes=REDIS_SCHEMES)
         settings = cls(
             redis_url=redis_url,
             broker_url=environment.secret("DELTAWIRE_BROKER_URL") or redis_url,
@@ -44,8 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             public_url=environment.text("DELTAWIRE_PUBLIC_URL").rstrip("/"),
             allowed_origins=environment.words("DELTAWIRE_ALLOWED_ORIGINS"),
             api_keys=parse_api_keys(environment.secret("DELTAWIRE_API_KEYS")),
-            log_format=log_format,  # type: ignore[arg-type] # checked above
-            log_level=environment.text("DELTAWIRE_LOG_LEVEL", "info"),
+            log_format=environment.choice("DELTAWIRE_LOG_FORMAT", "text", LOG_FORMATS),
+            log_level=environment.choice("DELTAWIRE_LOG_LEVEL", "info", LOG_LEVELS),
         )
         if not settings.api_keys and not is_loopback(settings.host):
             raise ConfigurationError(

@@ -1,8 +1,8 @@
 """`python -m deltawire.gateway`: the scripted gateway in a process of its own."""
 
 import argparse
-import os
 
+from deltawire.environment import Environment
 from deltawire.gateway.server import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_RATE, run
 
 
@@ -17,7 +17,7 @@ def main() -> None:
         "--api-key", help="wanted from clients; better given as DELTAWIRE_GATEWAY_API_KEY, which `ps` hides"
     )
     options = parser.parse_args()
-    api_key = options.api_key or os.environ.get("DELTAWIRE_GATEWAY_API_KEY") or None
+    api_key = options.api_key or Environment().secret("DELTAWIRE_GATEWAY_API_KEY") or None
     try:
         run(host=options.host, port=options.port, rate=options.rate, api_key=api_key)
     except OSError as error:
