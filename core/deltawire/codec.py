@@ -16,6 +16,7 @@ _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
 _any_decoder: Final = msgspec.json.Decoder()
 
 _NUMBER: Final = b'"sequence_number":'
+MAX_DEPTH: Final = 100
 _TYPE_AT: Final = len(b'{"type":"')
 _TERMINAL: Final = frozenset(status.encode() for status in TERMINAL_STATUSES)
 
@@ -30,14 +31,19 @@ def encode_terminal(event: TerminalEvent) -> bytes:
     line = _encoder.encode(event)
     if len(line) <= MAX_EVENT_BYTES:
         return line
-    return _encoder.encode(
-        msgspec.structs.replace(event, completion=None, completion_url=f"/v1/jobs/{event.job_id}")
-    )
+    event = msgspec.structs.replace(event, completion=None, completion_url=f"/v1/jobs/{event.job_id}")
+    line = _encoder.encode(event)
+    if len(line) <= MAX_EVENT_BYTES:
+        return line
+    return _encoder.encode(msgspec.structs.replace(event, usage=None, usage_source="unavailable"))
 
 
 def decode(line: bytes) -> Event:
     """The inverse of `encode`. Raises msgspec.DecodeError on anything else."""
-    return _decoder.decode(line)
+    try:
+        return _decoder.decode(line)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError("not UTF-8") from error
 
 
 def sequence_number_of(line: bytes) -> int:
@@ -75,8 +81,10 @@ def read_chunk(payload: bytes) -> tuple[dict[str, Any], bytes]:
 
     The bytes are the upstream's own where they are valid UTF-8, strict JSON and one line; else they
     are encoded anew (bad UTF-8 and lone surrogates are replaced, NaN and infinities become null).
-    Raises ValueError where no JSON object can be made of it.
+    Raises ValueError where no JSON object can be made of it, or one nested deeper than MAX_DEPTH.
     """
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+        raise ValueError("nested too deeply")
     try:
         try:
             payload.decode()
@@ -90,6 +98,18 @@ def read_chunk(payload: bytes) -> tuple[dict[str, Any], bytes]:
     if b"\n" in payload or b"\r" in payload:
         return chunk, _encoder.encode(chunk)
     return chunk, payload
+
+
+def _depth(payload: bytes) -> int:
+    """How deeply brackets nest; those inside strings count, which no real chunk has this many of."""
+    depth = deepest = 0
+    for byte in payload:
+        if byte in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"}]":
+            depth -= 1
+    return deepest
 
 
 def _mended(payload: bytes) -> tuple[dict[str, Any], bytes]:

@@ -16,6 +16,8 @@ import msgspec
 
 from .close_codes import CloseCode
 
+MAX_MESSAGE_CHARACTERS: Final = 1_000
+
 
 class Error(msgspec.Struct, frozen=True, kw_only=True):
     """The one error shape (OpenAI's fields, plus `retryable` and `retry_after_s`)."""
@@ -111,6 +113,7 @@ class WireError(DeltawireError):
         retry_after_s: float | None = None,
         status: int | None = None,
     ) -> None:
+        message = message[:MAX_MESSAGE_CHARACTERS]  # it may repeat what a peer has sent
         super().__init__(f"{code}: {message}")
         self.kind = ERRORS[code]
         self.status = status or self.kind.status

@@ -48,7 +48,7 @@ class Fold:
     @property
     def is_empty(self) -> bool:
         """Whether no chunk was added."""
-        return not self._top and not self._choices
+        return not self._top and not self._choices and self.usage is None
 
     def add(self, chunk: Chunk) -> None:
         """Adds one chunk. Odd shapes are skipped, never raised: an upstream's slip must not end a stream."""
@@ -89,12 +89,13 @@ class Fold:
                     if known["logprobs"] is None:
                         known["logprobs"] = {}
                     _merge(known["logprobs"], value)
-            elif key != "index" and (value is not None or key not in known):
+            elif key not in {"index", "message"} and (value is not None or key not in known):
                 known[key] = value
 
     def finish_reasons(self) -> list[str | None]:
-        """The `finish_reason` of each choice, by index."""
-        return [self._choices[index]["finish_reason"] for index in sorted(self._choices)]
+        """The `finish_reason` of each choice, by index; what is no text is none."""
+        reasons = [self._choices[index]["finish_reason"] for index in sorted(self._choices)]
+        return [reason if isinstance(reason, str) else None for reason in reasons]
 
     def completion(self) -> dict[str, Any] | None:
         """The `chat.completion` so far (open choices: `finish_reason: null`). None if no chunk was added."""
@@ -162,9 +163,11 @@ def _finished(choice: dict[str, Any]) -> dict[str, Any]:
     message = finished["message"]
     message.setdefault("role", "assistant")
     message.setdefault("content", None)
-    for tool_call in message.get("tool_calls") or ():
-        if isinstance(tool_call, dict):
-            tool_call.pop("index", None)  # a streaming field only
+    tool_calls = message.get("tool_calls")
+    if isinstance(tool_calls, list) and all(isinstance(call, dict) for call in tool_calls):
+        tool_calls.sort(key=lambda call: call.get("index", 0))
+        for call in tool_calls:
+            call.pop("index", None)  # a streaming field only
     return finished
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol, cast
 import hiredis
 import msgspec
 
-from .codec import encode, encode_terminal
+from .codec import encode, encode_terminal, sequence_number_of
 from .events import TERMINAL_STATUSES, Cancel, Cancelled, Queued, Timings
 from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, JobKeys, Keys
 from .options import Options
@@ -115,7 +115,7 @@ def decode_cancel(value: bytes) -> CancelRequest | None:
         return None
     try:
         return msgspec.json.decode(value, type=CancelRequest)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return CancelRequest()
 
 
@@ -291,14 +291,15 @@ class JobLog:
                 return Cancellation("cancelled", "queued")
             if code == "STALE":
                 return Cancellation("in_progress", "in_progress")
+            # Somebody else has ended it in between, or its record is gone.
             record = await self.record(job_id)
-            return Cancellation(record.status if record else "unknown", "queued")
+            return Cancellation(record.status if record else "unknown", None)
         return Cancellation(status, status)
 
     async def cancel_request(self, job_id: str) -> CancelRequest | None:
         """What the cancel key says; None where there is none."""
         value: bytes | None = await self._redis.execute("GET", self.keys.job(job_id).cancel)
-        return decode_cancel(value or b"")
+        return None if value is None else decode_cancel(value or b"1")
 
     async def head(self, job_id: str) -> Head:
         """The record and the bounds of the log, as of one moment."""
@@ -339,7 +340,7 @@ class JobLog:
         """The events (after, through] in pages; a page is never empty."""
         while page := await self.read(job_id, after, through):
             yield page
-            after += len(page)
+            after = sequence_number_of(page[-1])
             if len(page) < PAGE_EVENTS:
                 return
             await asyncio.sleep(0)

@@ -10,7 +10,7 @@ Restart = Literal["before_first_delta", "always", "never"]
 MAX_DURATION_S = 86_400.0
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """A job's options (PROTOCOL.md §1.2). Durations are seconds, above 0 and at most a day."""
 
     queue_timeout_s: float = 3600

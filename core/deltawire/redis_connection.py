@@ -25,12 +25,30 @@ ReplyCallback = Callable[[Reply], None]
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 10.0
 RECONNECT_MAX_S: Final = 2.0
+RETRY_S: Final = 0.1
+_CONFIRMATIONS: Final = frozenset({b"subscribe", b"unsubscribe"})
+# What Redis answers while it starts, fails over or follows.
+_NOT_NOW: Final = frozenset({"LOADING", "MASTERDOWN", "READONLY", "TRYAGAIN", "CLUSTERDOWN"})
 _log = logging.getLogger(__name__)
 
 
 def pack(args: tuple[str | bytes | float, ...]) -> bytes:
     """One command, as RESP."""
     return cast("bytes", hiredis.pack_command(args))  # type: ignore[arg-type] # its stub means any length
+
+
+class _Pushed:
+    """Stands among the callbacks for a command that is answered by pushes, one for each name."""
+
+    def __init__(self, connection: "RedisConnection", names: int) -> None:
+        self.names = names
+        self._connection = connection
+
+    def __call__(self, reply: Reply) -> None:
+        """An error reply (an ACL, a wrong slot) came instead, or the connection was lost."""
+        if not isinstance(reply, RedisUnavailableError):
+            _log.error("Redis refuses to subscribe: %s", reply)
+            self._connection.abort()
 
 
 class RedisConnection(asyncio.Protocol):
@@ -52,15 +70,24 @@ class RedisConnection(asyncio.Protocol):
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not False:
-                if isinstance(reply, hiredis.PushNotification):
-                    self._on_push(reply)
-                else:
+                if not isinstance(reply, hiredis.PushNotification):
                     self._callbacks.popleft()(reply)
+                else:
+                    if reply[0] in _CONFIRMATIONS:
+                        self._confirm()
+                    self._on_push(reply)
         except hiredis.ProtocolError:
             _log.exception("Redis sent what is not RESP; reconnecting")
             self.abort()
             return
         self._on_read()
+
+    def _confirm(self) -> None:
+        pushed = self._callbacks[0]
+        assert isinstance(pushed, _Pushed)  # noqa: S101 - replies and confirmations come in order
+        pushed.names -= 1
+        if pushed.names == 0:
+            self._callbacks.popleft()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -68,8 +95,10 @@ class RedisConnection(asyncio.Protocol):
             self.lost.set_result(None)
         error = RedisUnavailableError("the connection to Redis was lost")
         error.__cause__ = exc
+        loop = asyncio.get_running_loop()
         while self._callbacks:
-            self._callbacks.popleft()(error)
+            # In calls of their own, so that one that raises does not keep the others waiting.
+            loop.call_soon(self._callbacks.popleft(), error)
 
     def write(self, packed: bytes, callbacks: Iterable[ReplyCallback]) -> None:
         """Sends packed commands; there must be one callback for each reply that they cause."""
@@ -79,8 +108,8 @@ class RedisConnection(asyncio.Protocol):
         self._transport.write(packed)
 
     def push(self, *args: str | bytes | float) -> None:
-        """Sends a command whose answer is a push (SUBSCRIBE, UNSUBSCRIBE)."""
-        self.write(pack(args), ())
+        """Sends SUBSCRIBE or UNSUBSCRIBE with names, answered by pushes. If refused, the connection goes."""
+        self.write(pack(args), (_Pushed(self, len(args) - 1),))
 
     async def execute(self, *args: str | bytes | float) -> Reply:
         """One command's reply. Raises hiredis.ReplyError and RedisUnavailableError."""
@@ -230,13 +259,13 @@ class RedisLink:
                     self._is_up.clear()
                     connection.abort()
                     self._on_lost()
-            except (RedisUnavailableError, hiredis.ReplyError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it or be served later
                 if first is not None and not first.done():
                     first.set_exception(error)
                     return
-                if not failures:
+                failures += 1
+                if failures == 1:
                     _log.warning("Redis is not to be reached (%s): %s", self._name, error)
-            failures += 1
             await asyncio.sleep(random.uniform(0, min(RECONNECT_MAX_S, 0.05 * 2 ** min(failures, 10))))  # noqa: S311 - jitter
 
 
@@ -248,22 +277,30 @@ class RedisClient:
 
     def __init__(self, url: str, *, name: str) -> None:
         self._link = RedisLink(url, name=name, on_connected=_nothing)
+        self._is_closed = False
 
     async def execute(self, *args: str | bytes | float) -> Reply:
-        """Raises hiredis.ReplyError, and RedisUnavailableError after COMMAND_TIMEOUT_S."""
+        """Raises hiredis.ReplyError, and RedisUnavailableError after COMMAND_TIMEOUT_S or when closed."""
+        if self._is_closed:
+            raise RedisUnavailableError("this client was closed")
+        self._link.keep_up()
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                self._link.keep_up()
                 while True:
                     connection = await self._link.connected()
                     try:
                         return await connection.execute(*args)
                     except RedisUnavailableError:
                         await asyncio.sleep(0)  # lost: the next connection will do
+                    except hiredis.ReplyError as error:
+                        if str(error).partition(" ")[0] not in _NOT_NOW:
+                            raise
+                        await asyncio.sleep(RETRY_S)
         except TimeoutError as error:
             raise RedisUnavailableError("no answer from Redis in time") from error
 
     async def aclose(self) -> None:
+        self._is_closed = True
         await self._link.close()
 
 

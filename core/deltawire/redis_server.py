@@ -68,7 +68,17 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when the server answers. Raises NoRedisServerError with what it said."""
+        """Returns when the server answers. Raises NoRedisServerError with what it said; nothing runs then."""
+        try:
+            self._start()
+        except OSError as error:
+            self.stop()
+            raise NoRedisServerError(f"{self._program} cannot be run: {error}") from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="deltawire-redis-")
         log = Path(self._directory.name, "server.log")
         options = {
@@ -91,15 +101,15 @@ class RedisServer:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text() if log.exists() else ""
-                self.stop()
                 raise NoRedisServerError(f"{self._program} did not start: {said[-500:]}")
             time.sleep(0.01)
 
     def _answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(7) == b"+PONG\r\n"
+                connection.sendall(b"INFO server\r\n")
+                # Somebody else may have taken the port in the meantime.
+                return f"process_id:{self.pid}\r\n".encode() in connection.recv(65_536)
         except OSError:
             return False
 

@@ -22,15 +22,19 @@ class SseDecoder:
         self._max_event_bytes = max_event_bytes
         self._line = b""  # an unfinished line
         self._data: list[bytes] = []  # the data lines of an unfinished event
-        self._data_bytes = 0
+        self._size = 0  # of that event so far
+        self._is_too_large = False
         self._after_cr = False  # the last byte was a CR; an LF now belongs to it
         self._at_start = True
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that `data` completes.
 
-        Raises EventTooLargeError; the decoder is of no use after that.
+        Raises EventTooLargeError once those before the event at fault have been handed out; the decoder is
+        of no use after that.
         """
+        if self._is_too_large:
+            raise EventTooLargeError(f"an event of more than {self._max_event_bytes} bytes")
         data = self._line + self._with_lf(data)
         if self._at_start:
             if len(data) < len(_BOM) and _BOM.startswith(data):
@@ -40,24 +44,27 @@ class SseDecoder:
             data = data.removeprefix(_BOM)
         lines = data.split(b"\n")
         self._line = lines.pop()
-        if len(self._line) + self._data_bytes > self._max_event_bytes:
-            raise EventTooLargeError(f"an event of more than {self._max_event_bytes} bytes")
         payloads: list[bytes] = []
         for line in lines:
             if not line:
                 if self._data:
                     payloads.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                     self._data = []
-                    self._data_bytes = 0
+                    self._size = 0
             elif line.startswith(b"data:"):
-                value = line[6:] if line[5:6] == b" " else line[5:]
-                self._data_bytes += len(value)
-                if self._data_bytes > self._max_event_bytes:
-                    raise EventTooLargeError(f"an event of more than {self._max_event_bytes} bytes")
-                self._data.append(value)
+                self._add(line[6:] if line[5:6] == b" " else line[5:])
             elif line == b"data":
-                self._data.append(b"")
-        return payloads
+                self._add(b"")
+            if self._is_too_large:
+                break
+        if self._size + len(self._line) > self._max_event_bytes + len(b"data: "):
+            self._is_too_large = True
+        return payloads if payloads or not self._is_too_large else self.feed(b"")
+
+    def _add(self, value: bytes) -> None:
+        self._data.append(value)
+        self._size += len(value) + (len(self._data) > 1)  # the LF that will join them
+        self._is_too_large = self._size > self._max_event_bytes
 
     def _with_lf(self, data: bytes) -> bytes:
         """`data` with LF for every line end; a CRLF may be split between two calls."""

@@ -8,6 +8,8 @@ local status = known[1] or 'unknown'
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 local top = last and tonumber(string.match(last[1], '^%d+')) or 0
 if status == 'unknown' or status == 'queued' or status == 'in_progress' then
+  -- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
+  redis.call('EXPIRE', KEYS[3], ARGV[2])
   redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2], 'NX')
   if known[3] then
     redis.call('PUBLISH', ARGV[3] .. known[3], ARGV[4] .. '\n' .. redis.call('GET', KEYS[3]))

@@ -11,7 +11,10 @@ local known = redis.call('HMGET', KEYS[1], 'status', 'attempt', 'owner', 'lease_
 local status = known[1]
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 local top = last and tonumber(string.match(last[1], '^%d+')) or 0
-local cancel = redis.call('GET', KEYS[3]) or ''
+local cancel = redis.call('GET', KEYS[3])
+cancel = cancel == '' and '1' or cancel or ''
+-- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
+redis.call('EXPIRE', KEYS[2], ARGV[3])
 if not status then
   if #ARGV < 5 then return {'MISSING'} end
   redis.call('HSET', KEYS[1], 'attempt', 0, unpack(ARGV, 5))

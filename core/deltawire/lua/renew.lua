@@ -5,7 +5,9 @@
 local known = redis.call('HMGET', KEYS[1], 'owner', 'attempt')
 if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then return {'STALE', ''} end
 local time = redis.call('TIME')
-redis.call('HSET', KEYS[1], 'lease_until', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]))
+-- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
-return {'OK', redis.call('GET', KEYS[3]) or ''}
+redis.call('HSET', KEYS[1], 'lease_until', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]))
+local cancel = redis.call('GET', KEYS[3])
+return {'OK', cancel == '' and '1' or cancel or ''}

@@ -8,6 +8,7 @@ if known[1] then
 end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'digest', ARGV[2], unpack(ARGV, 4))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2]) -- of a job whose record is gone
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 redis.call('PUBLISH', KEYS[3], ARGV[3])

@@ -1,0 +1,67 @@
+"""An event loop whose clock jumps: an hour of waiting costs milliseconds. For code without sockets.
+
+    @virtual_time
+    async def test_keepalive() -> None:
+        await asyncio.sleep(3600)
+
+Only what asks the loop for the time is virtual (`sleep`, `timeout`, `call_later`); `time.time()` is not.
+"""
+
+import asyncio
+import functools
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+THREAD_TIMEOUT_S: Final = 5.0
+T = TypeVar("T")
+
+
+class WaitsForEverError(RuntimeError):
+    """Nothing is ready, no timer is set, and no thread reports back: the code under test hangs."""
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Looks once, without blocking; when nothing is ready, the wait itself is what passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None:  # no timer: only a thread (getaddrinfo, an executor) can still wake the loop
+            if not (ready := super().select(THREAD_TIMEOUT_S)):
+                raise WaitsForEverError("nothing is ready and no timer is set")
+            return ready
+        self.now += timeout
+        return []
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Its clock begins at 0 and advances only to the next timer, at once, when nothing is ready."""
+
+    def __init__(self) -> None:
+        self._virtual = _JumpingSelector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` on a virtual clock."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+def virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Makes an async test a plain one that runs on a virtual clock."""
+
+    @functools.wraps(test)
+    def on_virtual_clock(*args: Any, **kwargs: Any) -> None:  # whatever fixtures the test takes
+        run(test(*args, **kwargs))
+
+    return on_virtual_clock

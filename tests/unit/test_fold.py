@@ -1,0 +1,429 @@
+"""The fold is the `chat.completion` that the non-streaming call would have returned."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltawire.codec import DeltaEncoder, read_chunk
+from deltawire.events import Event
+from deltawire.fold import Fold, LogFold
+from deltawire.sse_decoder import SseDecoder
+from tests.support import sample_events as sample
+from tests.support.recorded_streams import RECORDED
+from tests.support.sample_events import text_chunk
+
+Json = dict[str, Any]
+
+
+def fold(*chunks: Json) -> Json:
+    result = Fold()
+    for chunk in chunks:
+        result.add(chunk)
+    completion = result.completion()
+    assert completion is not None
+    return completion
+
+
+def choice_chunk(delta: Any, *, index: int = 0, **rest: Any) -> Json:  # odd shapes are welcome
+    return {**text_chunk(""), "choices": [{"index": index, "delta": delta, **rest}]}
+
+
+def message(*deltas: Any) -> Json:  # as above
+    result: Json = fold(*(choice_chunk(delta) for delta in deltas))["choices"][0]["message"]
+    return result
+
+
+def test_text_is_joined_into_a_completion() -> None:
+    """Role once, content in order, the last finish_reason, and the object's name without `.chunk`."""
+    chunks = [
+        choice_chunk({"role": "assistant", "content": ""}, finish_reason=None),
+        text_chunk("Hel"),
+        text_chunk("lo"),
+        choice_chunk({}, finish_reason="stop"),
+    ]
+    assert fold(*chunks) == {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello"},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": None,
+    }
+
+
+def test_nothing_folds_to_nothing() -> None:
+    """Without a chunk there is no completion."""
+    assert Fold().is_empty
+    assert Fold().completion() is None
+    assert Fold().finish_reasons() == []
+
+
+def test_an_open_choice_has_no_finish_reason() -> None:
+    """A fold can be looked at at any time; what is not finished says null."""
+    result = Fold()
+    result.add(text_chunk("a"))
+    result.add(text_chunk("b", index=1, finish_reason="length"))
+    assert result.finish_reasons() == [None, "length"]
+
+
+def test_a_finish_reason_stays() -> None:
+    """A later chunk with `finish_reason: null` (usage, filters) does not reopen a choice."""
+    result = fold(text_chunk("a", finish_reason="stop"), text_chunk(""))
+    assert result["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_role_said_in_every_chunk_is_said_once() -> None:
+    """Gateways that repeat the role do not make `assistantassistant`; without one it is `assistant`."""
+    assert message({"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}) == {
+        "role": "assistant",
+        "content": "ab",
+    }
+    assert message({"role": "", "content": "a"}, {"role": "tool"})["role"] == "tool"
+    assert message({"content": "a"})["role"] == "assistant"
+
+
+def test_choices_are_kept_apart_and_in_order_of_index() -> None:
+    """Interleaved choices fold each for itself, whichever came first."""
+    result = fold(
+        text_chunk("b1", index=1),
+        text_chunk("a1", index=0),
+        text_chunk("b2", index=1, finish_reason="length"),
+        text_chunk("a2", index=0, finish_reason="stop"),
+    )
+    assert [
+        (choice["index"], choice["message"]["content"], choice["finish_reason"])
+        for choice in result["choices"]
+    ] == [(0, "a1a2", "stop"), (1, "b1b2", "length")]
+
+
+def test_tool_calls_come_in_pieces() -> None:
+    """Arguments are joined by the call's index; `index` itself is a streaming field and goes."""
+    assert message(
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call(0, "", id="c0", type="function", name="f")],
+        },
+        {"tool_calls": [call(0, '{"a"')]},
+        {"tool_calls": [call(1, "", id="c1", type="function", name="g"), call(0, ":1}")]},
+        {"tool_calls": [call(1, "{}")]},
+    ) == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "c0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
+            {"id": "c1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+        ],
+    }
+
+
+def call(index: int, arguments: str, *, name: str | None = None, **rest: str) -> Json:
+    function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
+    return {"index": index, **rest, "function": function}
+
+
+def test_a_tool_call_said_again_whole_is_said_once() -> None:
+    """Gateways that repeat id, type and name in each piece mean one call; a name in pieces is joined."""
+    (tool_call,) = message(
+        {"tool_calls": [call(0, "{", id="c", type="function", name="get")]},
+        {"tool_calls": [call(0, "}", id="c", type="function", name="get")]},
+        {"tool_calls": [call(0, "", name="_weather")]},
+    )["tool_calls"]
+    assert tool_call == {
+        "id": "c",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": "{}"},
+    }
+
+
+def test_tool_calls_stand_in_order_of_index() -> None:
+    """As choices do, and as the non-streaming call returns them, whichever piece came first."""
+    tool_calls = message({"tool_calls": [call(1, "", id="c1")]}, {"tool_calls": [call(0, "", id="c0")]})[
+        "tool_calls"
+    ]
+    assert [tool_call["id"] for tool_call in tool_calls] == ["c0", "c1"]
+
+
+def test_a_legacy_function_call_is_joined() -> None:
+    """`function_call`, deprecated but served, folds like a tool call."""
+    assert message({"function_call": {"name": "f", "arguments": ""}}, {"function_call": {"arguments": "{}"}})[
+        "function_call"
+    ] == {"name": "f", "arguments": "{}"}
+
+
+def test_a_refusal_is_joined_and_content_stays_null() -> None:
+    """`content: null` is what the non-streaming call says beside a refusal."""
+    assert message(
+        {"role": "assistant", "content": None, "refusal": ""}, {"refusal": "I'm "}, {"refusal": "sorry"}
+    ) == {"role": "assistant", "content": None, "refusal": "I'm sorry"}
+
+
+def test_logprobs_are_appended() -> None:
+    """Token entries follow each other; a null list stays null; `logprobs: null` changes nothing."""
+    first, second = {"token": "a", "logprob": -1.5}, {"token": "b", "logprob": -0.5}
+    result = fold(
+        choice_chunk({"content": "a"}, logprobs={"content": [first], "refusal": None}),
+        choice_chunk({}, logprobs=None),
+        choice_chunk({"content": "b"}, logprobs={"content": [second], "refusal": None}),
+    )
+    assert result["choices"][0]["logprobs"] == {"content": [first, second], "refusal": None}
+
+
+def test_usage_comes_in_a_chunk_without_choices() -> None:
+    """With `stream_options.include_usage` the last chunk has usage only; the nulls before it say nothing."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert (
+        fold(
+            {**text_chunk("a"), "usage": None},
+            {**text_chunk(""), "choices": [], "usage": usage},
+            {**text_chunk(""), "choices": [], "usage": None},
+        )["usage"]
+        == usage
+    )
+
+
+def test_running_usage_is_replaced_not_added() -> None:
+    """Gateways that send usage with every chunk send the total so far."""
+    assert fold(
+        {**text_chunk("a"), "usage": {"total_tokens": 1}}, {**text_chunk("b"), "usage": {"total_tokens": 2}}
+    )["usage"] == {"total_tokens": 2}
+
+
+def test_azures_empty_first_chunk() -> None:
+    """Azure's first chunk has filters and empty id and model; the next chunk's stand, the filters stay."""
+    filters = [{"prompt_index": 0, "content_filter_results": {}}]
+    result = fold(
+        {"id": "", "object": "", "created": 0, "model": "", "choices": [], "prompt_filter_results": filters},
+        text_chunk("a"),
+    )
+    assert (result["id"], result["model"], result["created"]) == ("chatcmpl-1", "m", 1_700_000_000)
+    assert result["object"] == "chat.completion"
+    assert result["prompt_filter_results"] == filters
+
+
+def test_the_first_id_stays() -> None:
+    """A gateway that makes a new id for each chunk gets one completion with the first."""
+    assert fold(text_chunk("a"), {**text_chunk("b"), "id": "other"})["id"] == "chatcmpl-1"
+
+
+def test_vendor_fields_are_kept_everywhere() -> None:
+    """Unknown fields survive at the top, in a choice and in a message; text in them is joined."""
+    result = fold(
+        {
+            **choice_chunk({"reasoning_content": "be"}, stop_sequence="x"),
+            "system_fingerprint": "fp",
+            "x_groq": {},
+        },
+        {
+            **choice_chunk({"reasoning_content": "cause", "n": 1}, stop_sequence=None),
+            "system_fingerprint": None,
+        },
+    )
+    assert (result["system_fingerprint"], result["x_groq"]) == ("fp", {})
+    (choice,) = result["choices"]
+    assert choice["stop_sequence"] == "x"
+    assert choice["message"]["reasoning_content"] == "because"
+    assert choice["message"]["n"] == 1
+
+
+def test_nulls_say_nothing() -> None:
+    """null where text has come does not erase it, and null alone stays null."""
+    assert message({"content": "a", "x": None}, {"content": None}, {"content": "b"}) == {
+        "role": "assistant",
+        "content": "ab",
+        "x": None,
+    }
+
+
+def test_more_pieces_than_are_kept_apart() -> None:
+    """Text stays whole past the number of pieces at which it is joined in between."""
+    pieces = [f"{number}," for number in range(3_000)]
+    assert message(*({"content": piece} for piece in pieces))["content"] == "".join(pieces)
+
+
+# Odd shapes: the vocabulary is real, the values are anything.
+_NAMES = st.sampled_from(
+    (
+        *("id", "type", "role", "index", "content", "tool_calls", "function", "name", "arguments"),
+        *("choices", "delta", "message", "finish_reason", "logprobs", "usage", "model", "object", "x"),
+    )
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+_DELTAS = st.dictionaries(_NAMES, _JSON, max_size=4)
+_CHOICES = st.fixed_dictionaries(
+    {"delta": _DELTAS | _JSON}, optional={"index": _JSON, "finish_reason": _JSON, "message": _JSON}
+)
+_CHUNKS = st.dictionaries(_NAMES, _JSON, max_size=5) | st.fixed_dictionaries(
+    {"choices": st.lists(_CHOICES, max_size=3)}, optional={"id": _JSON, "usage": _JSON}
+)
+
+
+@settings(max_examples=50)  # generating odd JSON is what takes the time
+@given(st.lists(_CHUNKS, max_size=6))
+def test_odd_shapes_never_raise(chunks: list[Json]) -> None:
+    """Any JSON objects fold into something that can be encoded, and no chunk is changed by it."""
+    before = copy.deepcopy(chunks)
+    result = Fold()
+    for chunk in chunks:
+        result.add(chunk)
+    msgspec.json.encode(result.completion())
+    assert len(result.finish_reasons()) == len((result.completion() or {"choices": ()})["choices"])
+    assert chunks == before
+
+
+@settings(max_examples=50)  # generating odd JSON is what takes the time
+@given(st.lists(_CHUNKS, max_size=6))
+def test_looking_in_between_changes_nothing(chunks: list[Json]) -> None:
+    """Folding any prefix, looking, and folding the rest equals folding all at once."""
+    at_once, stepwise = Fold(), Fold()
+    for chunk in chunks:
+        at_once.add(copy.deepcopy(chunk))
+        stepwise.add(copy.deepcopy(chunk))
+        stepwise.completion()
+        stepwise.completion()
+    assert stepwise.completion() == at_once.completion()
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True])
+def test_tool_calls_that_are_no_list_never_raise(value: float) -> None:
+    """`"tool_calls": true` is an odd shape like any other."""
+    message({"content": "a", "tool_calls": value})
+
+
+@pytest.mark.parametrize("value", [{"content": "whole"}, "whole", 5, [1]])
+def test_a_message_in_a_chunk_does_not_replace_what_was_folded(value: Any) -> None:  # odd on purpose
+    """A gateway that sends `message` beside `delta` neither loses the text so far nor raises."""
+    result = fold(
+        choice_chunk({"content": "a"}),
+        choice_chunk({"content": "b"}, message=value),
+        choice_chunk({"content": "c"}),
+    )
+    assert result["choices"][0]["message"]["content"] == "abc"
+
+
+@pytest.mark.parametrize("depth", [500, 900])
+def test_what_can_be_read_can_be_folded(depth: int) -> None:
+    """A chunk is either refused by read_chunk or folds: nesting cannot end a stream in RecursionError."""
+    payload = b'{"choices":[{"index":0,"delta":{"x":' + b'{"a":' * depth + b"1" + b"}" * depth + b"}}]}"
+    try:
+        chunk, _ = read_chunk(payload)
+    except ValueError:
+        return
+    try:
+        fold(chunk)
+    except RecursionError:
+        pytest.fail("nested too deeply for the fold", pytrace=False)  # its traceback takes seconds to print
+
+
+def test_a_chunk_of_usage_alone_is_a_chunk() -> None:
+    """`None if no chunk was added`: usage without id or choices is not nothing."""
+    result = Fold()
+    result.add({"choices": [], "usage": {"total_tokens": 3}})
+    assert not result.is_empty
+    assert result.completion() is not None
+
+
+# LogFold.
+
+
+def test_a_log_folds_event_by_event() -> None:
+    """Deltas are folded, other events only move the number; each comes back decoded."""
+    result = LogFold()
+    events: list[Event] = [
+        sample.queued(),
+        sample.in_progress(2),
+        sample.delta(3, "a"),
+        sample.delta(4, "b"),
+        sample.completed(5),
+    ]
+    for event in events:
+        assert result.add(sample.line(event)) == event
+        assert result.sequence_number == event.sequence_number
+    completion = result.completion()
+    assert completion is not None
+    assert completion["choices"][0]["message"]["content"] == "ab"
+
+
+def test_restarted_discards_what_came_before() -> None:
+    """The completion is the fold since the last `restarted`."""
+    result = LogFold()
+    for event in (sample.delta(1, "a"), sample.restarted(2)):
+        result.add(sample.line(event))
+    assert result.completion() is None
+    result.add(sample.line(sample.delta(3, "b", attempt=2)))
+    completion = result.completion()
+    assert completion is not None
+    assert completion["choices"][0]["message"]["content"] == "b"
+
+
+def test_an_empty_log_folds_to_nothing() -> None:
+    """No event: no completion, number 0."""
+    assert LogFold().completion() is None
+    assert LogFold().sequence_number == 0
+
+
+# Streams recorded from OpenAI.
+
+
+def _pieces(chunks: list[Json], index: int, name: str) -> list[str]:
+    deltas = [c["delta"] for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+    return [delta[name] for delta in deltas if delta.get(name) is not None]
+
+
+@pytest.mark.skipif(not RECORDED, reason="no recorded streams beside the repository")
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_recorded_streams_fold_to_their_concatenation(path: Path) -> None:
+    """Content, refusals, arguments and logprobs are what simple joining of each stream's pieces gives."""
+    payloads = SseDecoder().feed(path.read_bytes())[:-1]
+    encoder, result = DeltaEncoder("job", 1), LogFold()
+    for number, payload in enumerate(payloads, 1):
+        _, published = read_chunk(payload)
+        assert published == payload
+        result.add(encoder.encode(number, 1.0, published))
+    completion, chunks = result.completion(), [json.loads(payload) for payload in payloads]
+    assert completion is not None
+    assert completion["object"] == "chat.completion"
+    assert completion["choices"]
+    for choice in completion["choices"]:
+        index, final = choice["index"], choice["message"]
+        for name in ("content", "refusal"):
+            pieces = _pieces(chunks, index, name)
+            assert final.get(name) == ("".join(pieces) if pieces else None)
+        arguments: dict[int, str] = {}
+        for delta_calls in _pieces(chunks, index, "tool_calls"):
+            for piece in delta_calls:
+                assert isinstance(piece, dict)
+                at = piece["index"]
+                arguments[at] = arguments.get(at, "") + piece["function"].get("arguments", "")
+        tool_calls = final.get("tool_calls", [])
+        assert [tool_call["function"]["arguments"] for tool_call in tool_calls] == list(arguments.values())
+        assert all(json.loads(text) is not None for text in arguments.values())
+        assert all(tool_call["id"] and tool_call["function"]["name"] for tool_call in tool_calls)
+        assert choice["finish_reason"] in {"stop", "tool_calls", "length"}
+        tokens = [
+            entry["token"]
+            for chunk in chunks
+            for c in chunk["choices"]
+            if c["index"] == index and c.get("logprobs")
+            for entry in c["logprobs"].get("content") or c["logprobs"].get("refusal") or ()
+        ]
+        if choice["logprobs"] is not None:
+            folded = choice["logprobs"]["content"] or choice["logprobs"]["refusal"]
+            assert [entry["token"] for entry in folded] == tokens
