@@ -113,7 +113,9 @@ class WireError(DeltawireError):
         retry_after_s: float | None = None,
         status: int | None = None,
     ) -> None:
-        message = message[:MAX_MESSAGE_CHARACTERS]  # it may repeat what a peer has sent
+        # Both may repeat what a peer has sent, lone surrogates (which cannot be encoded) included.
+        message = _clean(message[:MAX_MESSAGE_CHARACTERS])
+        param = param and _clean(param[:MAX_MESSAGE_CHARACTERS])
         super().__init__(f"{code}: {message}")
         self.kind = ERRORS[code]
         self.status = status or self.kind.status
@@ -129,6 +131,10 @@ class WireError(DeltawireError):
     @property
     def code(self) -> str:
         return self.error.code
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 class GapError(DeltawireError):

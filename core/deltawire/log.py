@@ -15,6 +15,7 @@ import hiredis
 import msgspec
 
 from .codec import encode, encode_terminal, sequence_number_of
+from .errors import RedisUnavailableError
 from .events import TERMINAL_STATUSES, Cancel, Cancelled, Queued, Timings
 from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, JobKeys, Keys
 from .options import Options
@@ -40,9 +41,16 @@ CANCEL: Final = _load("cancel")
 RENEW: Final = _load("renew")
 HEAD: Final = _load("head")
 
+FIRST_PAGE_EVENTS: Final = 64
 PAGE_EVENTS: Final = 1_000
+PAGE_BYTES: Final = 262_144
 
 AppendCode = Literal["OK", "CANCELLING", "CANCELLED", "STALE", "ENDED", "GAP", "MISSING"]
+
+
+def next_page_events(page: Sequence[bytes]) -> int:
+    """How many events to ask for after `page`: Redis counts events, memory counts bytes."""
+    return max(1, min(PAGE_EVENTS, PAGE_BYTES * len(page) // sum(map(len, page))))
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True):
@@ -84,10 +92,11 @@ class CancelRequest(msgspec.Struct, frozen=True):
 
     reason: str = "cancel_key"
     requested_at: float | None = None
+    tenant: str | None = None  # who left a tombstone: it is for a job of this tenant's only
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What a claim came to. `record` is set with CLAIMED and EXPIRED, `status` with ENDED."""
+    """What a claim came to. `record` is set with CLAIMED, OWN and EXPIRED, `status` with ENDED."""
 
     code: Literal["CLAIMED", "MISSING", "ENDED", "OWN", "HELD", "EXPIRED"]
     attempt: int = 0
@@ -159,9 +168,16 @@ class JobLog:
             reply = await self._redis.execute("EVALSHA", script.sha, *args)
         except hiredis.ReplyError as error:
             if not str(error).startswith("NOSCRIPT"):
-                raise
-            reply = await self._redis.execute("EVAL", script.text, *args)
+                raise RedisUnavailableError(f"Redis refuses: {error}") from error
+            reply = await self._execute("EVAL", script.text, *args)
         return cast("list[Any]", reply)
+
+    async def _execute(self, *args: str | bytes | float) -> Reply:
+        """As the executor's; a refusal (out of memory, no permission) is an unavailable Redis to callers."""
+        try:
+            return await self._redis.execute(*args)
+        except hiredis.ReplyError as error:
+            raise RedisUnavailableError(f"Redis refuses: {error}") from error
 
     async def submit(
         self, job_id: str, *, request: bytes, options: Options, digest: str, created_at: float
@@ -171,8 +187,8 @@ class JobLog:
         event = encode(Queued(job_id=job_id, sequence_number=1, attempt=0, created_at=created_at))
         reply = await self._run(
             SUBMIT,
-            (keys.meta, keys.log, keys.channel),
-            *(round(options.queue_timeout_s) + ACTIVE_TTL_S, digest, event),
+            (keys.meta, keys.log, keys.cancel, keys.channel),
+            *(round(options.queue_timeout_s) + ACTIVE_TTL_S, digest, event, options.tenant),
             *_record_fields(request, options, created_at),
         )
         if reply[0] == b"CREATED":
@@ -204,7 +220,7 @@ class JobLog:
             *fields,
         )
         code = reply[0].decode()
-        if code in {"CLAIMED", "EXPIRED"}:
+        if code in {"CLAIMED", "OWN", "EXPIRED"}:
             return Claim(
                 code=code,
                 attempt=reply[1],
@@ -212,8 +228,6 @@ class JobLog:
                 cancel=decode_cancel(reply[3]),
                 record=_record(reply[4]),
             )
-        if code == "OWN":
-            return Claim(code=code, attempt=reply[1])
         if code == "HELD":
             return Claim(code=code, held_for_s=reply[1] / 1000)
         if code == "ENDED":
@@ -244,13 +258,14 @@ class JobLog:
         reply = await self._evalsha(APPEND, *args)
         return reply[0].decode(), reply[1]
 
-    async def cancel(self, job_id: str, *, reason: str) -> Cancellation:
+    async def cancel(self, job_id: str, *, reason: str, tenant: str | None = None) -> Cancellation:
         """Cancels a job: a queued one has ended when this returns, a running one's worker has been told.
 
-        A job without a record gets a tombstone that its claim will find. Idempotent.
+        A job without a record gets a tombstone that its claim will find, if the job is `tenant`'s then
+        (None: anybody's). Idempotent.
         """
         keys = self.keys.job(job_id)
-        value = encode_cancel(CancelRequest(reason, time.time()))
+        value = encode_cancel(CancelRequest(reason, time.time(), tenant))
         status, attempt, top, created_at, set_value = await self._run(
             CANCEL,
             (keys.meta, keys.log, keys.cancel),
@@ -298,7 +313,7 @@ class JobLog:
 
     async def cancel_request(self, job_id: str) -> CancelRequest | None:
         """What the cancel key says; None where there is none."""
-        value: bytes | None = await self._redis.execute("GET", self.keys.job(job_id).cancel)
+        value: bytes | None = await self._execute("GET", self.keys.job(job_id).cancel)
         return None if value is None else decode_cancel(value or b"1")
 
     async def head(self, job_id: str) -> Head:
@@ -322,7 +337,7 @@ class JobLog:
         return last[1] if last else None
 
     async def _last(self, job_id: str) -> tuple[int, bytes] | None:
-        entries = await self._redis.execute("XREVRANGE", self.keys.job(job_id).log, "+", "-", "COUNT", 1)
+        entries = await self._execute("XREVRANGE", self.keys.job(job_id).log, "+", "-", "COUNT", 1)
         return _entry(entries[0]) if entries else None
 
     async def read(
@@ -331,18 +346,20 @@ class JobLog:
         """The events (after, through], in order; at most `count` of them."""
         end = f"{through}-0" if through is not None else "+"
         log = self.keys.job(job_id).log
-        entries = await self._redis.execute("XRANGE", log, f"{after + 1}-0", end, "COUNT", count)
+        entries = await self._execute("XRANGE", log, f"{after + 1}-0", end, "COUNT", count)
         return [_entry(entry)[1] for entry in entries]
 
     async def pages(
         self, job_id: str, after: int = 0, through: int | None = None
     ) -> AsyncIterator[list[bytes]]:
-        """The events (after, through] in pages; a page is never empty."""
-        while page := await self.read(job_id, after, through):
+        """The events (after, through] in pages of about PAGE_BYTES; a page is never empty."""
+        count = FIRST_PAGE_EVENTS
+        while page := await self.read(job_id, after, through, count=count):
             yield page
-            after = sequence_number_of(page[-1])
-            if len(page) < PAGE_EVENTS:
+            if len(page) < count:
                 return
+            after = sequence_number_of(page[-1])
+            count = next_page_events(page)
             await asyncio.sleep(0)
 
 

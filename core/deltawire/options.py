@@ -71,4 +71,8 @@ def check_request(request: Any) -> dict[str, Any]:  # whatever JSON somebody sen
         raise WireError(
             "invalid_request", "request.messages must be an array with a message", param="request.messages"
         )
+    if not isinstance(request.get("stream_options") or {}, dict):
+        raise WireError(
+            "invalid_request", "request.stream_options must be an object", param="request.stream_options"
+        )
     return request

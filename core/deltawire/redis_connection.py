@@ -126,6 +126,10 @@ class RedisConnection(asyncio.Protocol):
         self.write(pack(args), (answer,))
         return await future
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
     def abort(self) -> None:
         """Drops the connection at once."""
         if self._transport is not None:
@@ -207,7 +211,13 @@ class RedisLink:
         self._on_read = on_read
         self._task: asyncio.Task[None] | None = None
         self._is_up = asyncio.Event()
-        self.connection: RedisConnection | None = None
+        self._connection: RedisConnection | None = None
+
+    @property
+    def connection(self) -> RedisConnection | None:
+        """The connection, if there is one just now."""
+        connection = self._connection
+        return connection if connection is not None and connection.is_open else None
 
     async def start(self) -> None:
         """Connects. Raises RedisUnavailableError if the first try fails; nothing runs then."""
@@ -226,9 +236,10 @@ class RedisLink:
 
     async def connected(self) -> RedisConnection:
         """Waits for a connection. The caller sets the deadline."""
-        while self.connection is None:
+        while (connection := self.connection) is None:
+            self._is_up.clear()  # it may have been lost a moment ago, and `_keep_up` not have heard of it
             await self._is_up.wait()
-        return self.connection
+        return connection
 
     async def close(self) -> None:
         """Closes the connection and stops reconnecting."""
@@ -246,7 +257,7 @@ class RedisLink:
                 )
                 try:
                     await self._on_connected(connection)
-                    self.connection = connection
+                    self._connection = connection
                     self._is_up.set()
                     if first is not None and not first.done():
                         first.set_result(None)
@@ -255,8 +266,7 @@ class RedisLink:
                     failures = 0
                     await connection.lost
                 finally:
-                    self.connection = None
-                    self._is_up.clear()
+                    self._connection = None
                     connection.abort()
                     self._on_lost()
             except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it or be served later

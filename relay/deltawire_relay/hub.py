@@ -28,6 +28,10 @@ UNKNOWN_JOB_TIMEOUT_S: Final = 60.0
 CHECK_INTERVAL_S: Final = 1.0
 TAIL_CHECK_AFTER_S: Final = 3.0
 OPEN_TIMEOUT_S: Final = 5.0
+MAX_HELD_BYTES: Final = 1_048_576
+RETRY_S: Final = 0.05
+RETRY_MAX_S: Final = 1.0
+GAP_LOOKS: Final = 5
 
 _LIFECYCLE: Final = frozenset(
     {b"queued", b"in_progress", b"completed", b"incomplete", b"failed", b"cancelled"}
@@ -50,6 +54,8 @@ class Hub:
         self._feed = feed
         self._channel = log.keys.job(job_id).channel
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
+        self._held_bytes = 0
+        self._has_dropped = False  # what was held, since the log was read last
         self._catching_up: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self._last_event_at = asyncio.get_running_loop().time()
@@ -82,6 +88,12 @@ class Hub:
     def received(self, payload: bytes) -> None:
         if self._held is not None:
             self._held.append(payload)
+            self._held_bytes += len(payload)
+            if self._held_bytes > MAX_HELD_BYTES:
+                # The log has them, too, when it can be read again.
+                self._held.clear()
+                self._held_bytes = 0
+                self._has_dropped = True
         elif self.record is None or not self._merge([payload]):
             self._hold([payload])
 
@@ -144,11 +156,13 @@ class Hub:
 
     def _merge(self, payloads: list[bytes]) -> bool:
         """Adds live payloads to the tail. False: events are missing before one of them."""
-        try:
-            for payload in payloads:
+        for payload in payloads:
+            try:
                 self._note(self.tail.extend(payload.split(b"\n")))
-        except GapError:
-            return False
+            except GapError:
+                return False
+            except ValueError:
+                _log.warning("a message on the channel is no event", extra={"job_id": self.job_id})
         return True
 
     def _note(self, lines: list[bytes]) -> None:
@@ -168,23 +182,25 @@ class Hub:
     def _hold(self, payloads: list[bytes]) -> None:
         """Holds live payloads back until the log has been read."""
         self._held = payloads
+        self._held_bytes = sum(map(len, payloads))
         self._catching_up = asyncio.create_task(self._catch_up_and_pump(), name=f"catch-up-{self.job_id}")
 
     async def _catch_up_and_pump(self) -> None:
-        pause_s = 0.05
+        pause_s = RETRY_S
         while True:
             try:
                 await self._catch_up()
             except RedisUnavailableError:
                 await asyncio.sleep(pause_s)
-                pause_s = min(1.0, pause_s * 2)
+                pause_s = min(RETRY_MAX_S, pause_s * 2)
             else:
                 self.flush()
                 return
 
     async def _catch_up(self) -> None:
         """Reads what the log has beyond the tail, then merges what was held and goes live."""
-        while True:
+        for look in range(GAP_LOOKS):
+            self._has_dropped = False
             if self.record is None:
                 head = await self._log.head(self.job_id)
                 self.record, self.earliest = head.record, head.earliest
@@ -195,13 +211,25 @@ class Hub:
                     self._news.set()
             else:
                 async for page in self._log.pages(self.job_id, self.tail.top):
-                    self._note(self.tail.extend(page))
+                    self._take(page)
             # No await between here and going live.
-            held = self._held or []
-            if self.record is None or self._merge(held):
+            held, self._held, self._held_bytes = self._held or [], [], 0
+            if (self.record is None or self._merge(held)) and not self._has_dropped:
                 self._held = None
                 return
             self._held = held
+            await asyncio.sleep(RETRY_S * look)
+        # A message whose predecessors never reach the log: Redis has lost them. The log is what counts.
+        self._held = None
+
+    def _take(self, page: list[bytes]) -> None:
+        """Adds a page of the log to the tail."""
+        try:
+            self._note(self.tail.extend(page))
+        except GapError as error:
+            # The log itself has a hole. Whoever stands before it is told so when it reads on.
+            self.tail = Tail(error.got - 1)
+            self._note(self.tail.extend(page))
 
     async def _check(self) -> None:
         """Once a second, what pub/sub does not tell: a bare cancel key, a lost message, too long a wait."""
@@ -266,10 +294,10 @@ class Hubs:
     def _release(self, entry: "_Entry") -> None:
         entry.holders -= 1
         if entry.holders == 0:
-            entry.opened.cancel()
-            entry.hub.close()
             if self._entries.get(entry.hub.job_id) is entry:
                 del self._entries[entry.hub.job_id]
+            entry.opened.cancel()
+            entry.hub.close()
 
 
 class _Entry:

@@ -139,14 +139,18 @@ class Jobs:
     ) -> CancelResult:
         """Cancels, and waits at most CANCEL_WAIT_S for the worker's acknowledgement: the terminal event.
 
-        A job without a record gets a tombstone; its status stays `unknown`. Idempotent.
+        A job without a record gets a tombstone, for a job of the principal's tenant; its status stays
+        `unknown`, as another tenant's job is. Idempotent.
         """
         principal.require("cancel")
         record = await self._log.record(check_job_id(job_id))
         if record is not None and principal.tenant not in (None, record.tenant):
-            raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
+            # To be told apart from a job that does not exist by nothing.
+            return CancelResult(
+                request_id=request_id, job_id=job_id, status="unknown", cancelled_from=None, delivered=False
+            )
         async with self._hubs.hold(job_id) as hub:
-            cancellation = await self._log.cancel(job_id, reason=reason)
+            cancellation = await self._log.cancel(job_id, reason=reason, tenant=principal.tenant)
             status, delivered = cancellation.status, cancellation.status == "cancelled"
             if cancellation.cancelled_from == "in_progress":
                 delivered = await hub.ends(CANCEL_WAIT_S)

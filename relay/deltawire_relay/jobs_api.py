@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deltawire.errors import RedisUnavailableError, WireError
 
 from .auth import Gate, Principal, bearer_token
+from .event_stream import HEADERS as EVENT_STREAM_HEADERS
 from .event_stream import EventStream, EventStreamResponse
 from .health import Health
 from .hub import Hubs
@@ -56,6 +57,7 @@ class JobsApi:
             WireError: _on_wire_error,
             RedisUnavailableError: _on_redis_unavailable,
             HTTPException: _on_http_exception,
+            ClientDisconnect: _on_client_disconnect,
             Exception: _on_exception,
         }
         cors = Middleware(
@@ -117,6 +119,8 @@ class JobsApi:
         mode = request.query_params.get("mode", "replay")
         if mode not in {"replay", "snapshot"}:
             raise WireError("invalid_request", "mode is replay or snapshot", param="mode")
+        if request.method == "HEAD":
+            return Response(headers=EVENT_STREAM_HEADERS)
         hub, release = await self._hubs.acquire(job_id)
         stream = EventStream()
         subscriber = Subscriber(hub, stream, tenant=principal.tenant, position=position)
@@ -220,11 +224,15 @@ async def _on_redis_unavailable(_: Request, __: RedisUnavailableError) -> Respon
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    return _error_response(WireError(code, f"{request.method} {request.url.path}: {error.detail}"))
+    response = _error_response(WireError(code, f"{request.method} {request.url.path}: {error.detail}"))
+    response.headers.update(error.headers or {})  # Allow
+    return response
+
+
+async def _on_client_disconnect(_: Request, __: ClientDisconnect) -> Response:
+    return Response(status_code=400)  # which nobody reads
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=400)
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _error_response(WireError("internal_error", "something failed here; try again"))

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deltawire.codec import sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
+from deltawire.log import FIRST_PAGE_EVENTS, next_page_events
 from deltawire.messages import Snapshot, Subscribed
 
 from .tail import Batch, batches
@@ -49,6 +51,9 @@ class Subscriber:
         self._sink = sink
         self._tenant = tenant
         self._reading: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self._was_allowed = False
+        self._page_events = FIRST_PAGE_EVENTS
 
     @property
     def is_allowed(self) -> bool:
@@ -64,20 +69,32 @@ class Subscriber:
     async def open(self, *, mode: str = "replay", request_id: str | None = None) -> None:
         """Says `subscribed`, then, if asked for or needed, `snapshot`, then events flow.
 
-        Raises RedisUnavailableError. A position above the log's top waits HEAL_TIMEOUT_S for a worker that
-        heals its log, then gets `recovered: false` and a snapshot.
+        Raises RedisUnavailableError. Says nothing if it was closed meanwhile.
         """
-        hub = self.hub
-        recovered = True
-        if self.is_allowed:
-            if self.position > hub.tail.top:
-                recovered = await hub.reaches(self.position, HEAL_TIMEOUT_S)
-            elif hub.earliest > self.position + 1:
-                recovered = False
+        recovered = await self._is_recoverable()
         snapshot = None
         if self.is_allowed and (mode == "snapshot" or not recovered):
-            snapshot = await hub.snapshot(request_id)
-        # No await from here on: what `subscribed` says is what the first event follows.
+            snapshot = await self.hub.snapshot(request_id)
+        self._begin(recovered, snapshot, request_id)
+        self.pump()
+
+    async def _is_recoverable(self) -> bool:
+        """Whether the log goes on from the position.
+
+        A position above the log's top waits HEAL_TIMEOUT_S for a worker that heals its log.
+        """
+        hub = self.hub
+        if not self.is_allowed:
+            return True
+        if self.position > hub.tail.top:
+            return await hub.reaches(self.position, HEAL_TIMEOUT_S)
+        return hub.earliest <= self.position + 1
+
+    def _begin(self, recovered: bool, snapshot: Snapshot | None, request_id: str | None) -> None:
+        """Without an await: what `subscribed` says is what the first event follows."""
+        if self._is_closed:
+            return
+        hub = self.hub
         self._sink.write_message(
             Subscribed(
                 request_id=request_id,
@@ -92,18 +109,27 @@ class Subscriber:
         if snapshot is not None:
             self._sink.write_message(snapshot)
             self.position = snapshot.sequence_number
+        self._was_allowed = self.is_allowed
         self.is_open = True
-        self.pump()
+
+    async def _begin_again(self) -> None:
+        """A job that was unknown has appeared, and its log does not reach to the position."""
+        recovered = await self._is_recoverable()
+        snapshot = None if recovered else await self.hub.snapshot()
+        self._begin(recovered, snapshot, None)
 
     def pump(self) -> None:
         """Writes what is due. Never blocks; may be called at any time."""
         if not self.is_open or not self.is_allowed or self._reading is not None:
             return
         tail = self.hub.tail
+        if not self._was_allowed and self.position > tail.top:
+            self._read(self._begin_again())
+            return
         while self.position < tail.top and self._sink.is_writable:
             batch = tail.after(self.position)
             if batch is None:
-                self._reading = asyncio.create_task(self._read_log(), name=f"read-log-{self.hub.job_id}")
+                self._read(self._read_log())
                 return
             self._write(batch)
         if self.has_ended:
@@ -112,6 +138,7 @@ class Subscriber:
 
     def close(self) -> None:
         """Stops. Idempotent."""
+        self._is_closed = True
         self.is_open = False
         if self._reading is not None:
             self._reading.cancel()
@@ -126,21 +153,28 @@ class Subscriber:
         self._sink.write_batch(batch)
         self.position = batch.through
 
-    async def _read_log(self) -> None:
-        """Reads the log up to where the tail begins, while the sink takes it. Holds a page at the most."""
-        hub = self.hub
+    def _read(self, reading: Coroutine[Any, Any, None]) -> None:
+        self._reading = asyncio.create_task(self._read_and_pump(reading), name=f"read-log-{self.hub.job_id}")
+
+    async def _read_and_pump(self, reading: Coroutine[Any, Any, None]) -> None:
         try:
-            while self.is_open and self._sink.is_writable and self.position < hub.tail.base:
-                page = await hub.read(self.position, PAGE_EVENTS)
-                if not page or sequence_number_of(page[0]) != self.position + 1:
-                    self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
-                    return
-                for batch in batches(self.position, page):
-                    if self._sink.is_writable:
-                        self._write(batch)
+            await reading
         except RedisUnavailableError as error:
-            _log.warning("cannot read the log: %s", error, extra={"job_id": hub.job_id})
+            _log.warning("cannot read the log: %s", error, extra={"job_id": self.hub.job_id})
             await asyncio.sleep(RETRY_S)
         finally:
             self._reading = None
         self.pump()
+
+    async def _read_log(self) -> None:
+        """Reads the log up to where the tail begins, while the sink takes it. Holds a page at the most."""
+        hub = self.hub
+        while self.is_open and self._sink.is_writable and self.position < hub.tail.base:
+            page = await hub.read(self.position, self._page_events)
+            if not page or sequence_number_of(page[0]) != self.position + 1:
+                self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
+                return
+            self._page_events = min(PAGE_EVENTS, next_page_events(page))
+            for batch in batches(self.position, page):
+                if self._sink.is_writable:
+                    self._write(batch)

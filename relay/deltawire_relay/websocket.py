@@ -283,12 +283,10 @@ class Connection(ServerConnection):
                 assert_never(message)
         except (WireError, RedisUnavailableError) as error:
             refusal = error if isinstance(error, WireError) else _redis_unavailable()
-            if message is None or isinstance(message, Authenticate):
-                if refusal.kind.close_code is not None:
-                    raise refusal from error
-                self._refuse(refusal)
-            else:
-                self._refuse(refusal, job_id=message.job_id, request_id=message.request_id)
+            if (message is None or isinstance(message, Authenticate)) and refusal.kind.close_code is not None:
+                raise refusal from error
+            envelope = _envelope(data) if message is None else message
+            self._refuse(refusal, job_id=getattr(envelope, "job_id", None), request_id=envelope.request_id)
 
     async def _subscribe(self, message: Subscribe) -> None:
         assert self._principal is not None  # noqa: S101 - authenticated before
@@ -304,11 +302,18 @@ class Connection(ServerConnection):
         subscriber = Subscriber(hub, self, tenant=self._principal.tenant, position=message.starting_after)
         self._subscriptions[job_id] = subscriber, release
         hub.subscribers.add(subscriber)
+        if self._one_job is None:
+            # It may wait for a log that heals, and other jobs on the socket must not wait with it.
+            self._spawn(self._open(subscriber, message), f"open-{job_id}")
+        else:
+            await subscriber.open(mode=message.mode, request_id=message.request_id)
+
+    async def _open(self, subscriber: Subscriber, message: Subscribe) -> None:
         try:
             await subscriber.open(mode=message.mode, request_id=message.request_id)
-        except BaseException:
-            self._drop(job_id)
-            raise
+        except RedisUnavailableError:
+            self._drop(message.job_id)
+            self._refuse(_redis_unavailable(), job_id=message.job_id, request_id=message.request_id)
 
     def _unsubscribe(self, message: Unsubscribe) -> None:
         if message.job_id not in self._subscriptions:
@@ -359,9 +364,23 @@ def _subscription(job_id: str, query: str) -> Subscribe:
     """What /v1/jobs/{id}/ws?starting_after=&mode= asks for. Raises WireError."""
     fields: dict[str, Any] = {name: values[-1] for name, values in parse_qs(query).items()}
     try:
-        return msgspec.convert({"type": "subscribe", "job_id": job_id, **fields}, Subscribe, strict=False)
+        return msgspec.convert({**fields, "type": "subscribe", "job_id": job_id}, Subscribe, strict=False)
     except msgspec.ValidationError as error:
         raise WireError("invalid_request", f"the query does not fit: {error}") from error
+
+
+class _Envelope(msgspec.Struct):
+    """What an answer repeats of a message that is wrong in other ways."""
+
+    request_id: str | None = None
+    job_id: str | None = None
+
+
+def _envelope(data: str | bytes) -> _Envelope:
+    try:
+        return msgspec.json.decode(data, type=_Envelope)
+    except msgspec.DecodeError:
+        return _Envelope()
 
 
 def _decode(data: str | bytes) -> ClientMessage:

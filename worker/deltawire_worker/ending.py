@@ -46,7 +46,7 @@ class AsFailed(msgspec.Struct, frozen=True):
 
 class AsCancelled(msgspec.Struct, frozen=True):
     request: CancelRequest
-    requested_at: float
+    heard_at: float  # stands for the time of the request where a bare key does not say it
     upstream_closed_at: float | None
 
 
@@ -108,8 +108,10 @@ def terminal_event(
         case AsFailed(error, source):
             status_code = error.status_code if isinstance(error, UpstreamError) else None
             return Failed(**fields, error=error.error, source=source, status_code=status_code)  # type: ignore[arg-type] # as above
-        case AsCancelled(request, requested_at, upstream_closed_at):
+        case AsCancelled(request, heard_at, upstream_closed_at):
             cancel = Cancel(
-                reason=request.reason, requested_at=requested_at, upstream_closed_at=upstream_closed_at
+                reason=request.reason,
+                requested_at=heard_at if request.requested_at is None else request.requested_at,
+                upstream_closed_at=upstream_closed_at,
             )
             return Cancelled(**fields, cancel=cancel)  # type: ignore[arg-type] # as above

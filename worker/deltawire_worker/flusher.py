@@ -22,6 +22,7 @@ from deltawire.redis_connection import RedisConnection, RedisLink, Reply, pack
 
 MAX_PENDING_BYTES: Final = 4 * MAX_EVENT_BYTES
 RETRY_S: Final = 0.1
+STALL_TIMEOUT_S: Final = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class JobWriter:
         self._terminal = ""
         self._ttl_s: float = ACTIVE_TTL_S
         self._ended: asyncio.Future[AppendCode] | None = None
+        self._room: asyncio.Event | None = None
         self.pending_bytes = 0
 
     @property
@@ -67,8 +69,20 @@ class JobWriter:
 
     @property
     def is_full(self) -> bool:
-        """Whether Redis has taken nothing for so long that the buffer's bound is reached."""
+        """Whether the buffer's bound is reached: Redis is slower than the upstream, or away."""
         return self.pending_bytes > MAX_PENDING_BYTES
+
+    async def room(self) -> bool:
+        """Waits until Redis has taken some; False: it took nothing for STALL_TIMEOUT_S."""
+        self._room = asyncio.Event()
+        try:
+            async with asyncio.timeout(STALL_TIMEOUT_S):
+                await self._room.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._room = None
+        return True
 
     def put(self, event: bytes) -> None:
         """Appends an encoded event that has `next_number`."""
@@ -136,6 +150,8 @@ class JobWriter:
             self.pending_bytes -= sum(map(len, done))
             if not self._events:
                 self._fields.clear()
+            if self._room is not None and not self.is_full:
+                self._room.set()
             if code == "CANCELLING":
                 self._on_cancel()
             if self._events:
@@ -145,7 +161,8 @@ class JobWriter:
         elif code == "CANCELLED" and self._ended is not None:
             self.pending_bytes -= len(self._events.pop())
             self._terminal = ""
-            self._ended.set_result(code)
+            if not self._ended.done():
+                self._ended.set_result(code)
         else:
             self._events.clear()
             self.pending_bytes = 0
@@ -213,16 +230,27 @@ class Flusher:
     def retry(self, writer: JobWriter, error: Exception) -> None:
         """Redis answered an append with an error (out of memory, read-only, loading): later, again."""
         _log.warning("Redis refuses an append: %s", error)
-        if str(error).startswith("NOSCRIPT") and self._link.connection is not None:
-            self._link.connection.abort()  # a new connection brings the scripts along
+        self._bring_scripts(error)
         asyncio.get_running_loop().call_later(RETRY_S, self._mark_if_open, writer)
 
     def renew(self, job_id: str, args: tuple[str | int, ...], on_reply: Callable[[Reply], None]) -> None:
-        """Sends renew.lua's call for a job. Without a connection nothing happens: the next one will do."""
+        """Sends renew.lua's call for a job. No connection, no answer: the next renewal will do."""
         if connection := self._link.connection:
             keys = self._keys.job(job_id)
             command = pack(("EVALSHA", RENEW.sha, 3, keys.meta, keys.log, keys.cancel, *args))
-            connection.write(command, (on_reply,))
+
+            def answered(reply: Reply) -> None:
+                if isinstance(reply, Exception):
+                    self._bring_scripts(reply)
+                else:
+                    on_reply(reply)
+
+            connection.write(command, (answered,))
+
+    def _bring_scripts(self, error: Exception) -> None:
+        """Redis has forgotten our scripts (SCRIPT FLUSH, a failover): a new connection brings them along."""
+        if str(error).startswith("NOSCRIPT") and (connection := self._link.connection):
+            connection.abort()
 
     def _mark_if_open(self, writer: JobWriter) -> None:
         if writer in self._writers:

@@ -8,9 +8,9 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from deltawire.codec import encode, encode_terminal
+from deltawire.codec import decode, encode, encode_terminal
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
-from deltawire.events import InProgress, Queued, Restarted
+from deltawire.events import Failed, InProgress, Queued, Restarted
 from deltawire.fold import LogFold
 from deltawire.log import CancelRequest, Claim, JobLog
 from deltawire.options import Options, check_request, parse_options
@@ -21,20 +21,13 @@ from .flusher import Flusher
 from .lease import LEASE_S, Leases
 from .pool import Cancellation, cancellation
 from .recover import End, NextAttempt, recover
-from .run import CancelWanted, DeadlinePassed, Refused, Run
+from .run import CancelWanted, DeadlinePassed, Outcome, Refused, Run
 from .upstream import Upstream, UpstreamClient, UpstreamError, request_body
 
 END_TIMEOUT_S: Final = 60.0
 HELD_LOOKS: Final = 2
 
 _log = logging.getLogger(__name__)
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of the job; `code` is set where it has failed."""
-
-    status: str
-    code: str | None = None
 
 
 class Generator:
@@ -70,12 +63,40 @@ class Generator:
         """
         problem = options = request = None
         if args or kwargs:
-            problem, options = _read_arguments(args, kwargs)
-            request = msgspec.json.encode(kwargs.get("request"))
-        takes = await self._claim(job_id, request, options)
+            problem, options, request = _read_arguments(args, kwargs)
+        claiming = asyncio.create_task(self._claim(job_id, request, options), name=f"claim-{job_id}")
+        interruption: asyncio.CancelledError | None = None
+        try:
+            takes = await asyncio.shield(claiming)
+        except asyncio.CancelledError as error:
+            # The script may have run by now; what it took must be given up.
+            interruption, takes = error, await claiming
         if isinstance(takes, Outcome):
+            if interruption is not None:
+                raise interruption
             return takes
         claim, decision = takes
+        run = self._open_run(job_id, claim)
+        outcome = Outcome("in_progress")
+        try:
+            if interruption is not None:
+                raise interruption
+            outcome = await self._run(run, claim, decision, problem)
+        except asyncio.CancelledError:
+            await self._give_up(run)
+            raise
+        finally:
+            self._close_run(run, outcome)
+        _log.info(
+            "job %s in %.1f s",
+            outcome.status,
+            time.time() - run.record.created_at,
+            extra={"job_id": job_id, "attempt": run.attempt}
+            | ({"code": outcome.code} if outcome.code else {}),
+        )
+        return outcome
+
+    def _open_run(self, job_id: str, claim: Claim) -> Run:
         assert claim.record is not None  # noqa: S101 - a claim that was taken has one
         run = Run(job_id, claim.attempt, claim.record)
         run.writer = self._flusher.open(
@@ -86,25 +107,15 @@ class Generator:
             on_refused=lambda code: run.abort(Refused(code)),
         )
         self._runs[job_id] = run
-        outcome = Outcome("in_progress")
-        try:
-            outcome = await self._run(run, claim, decision, problem)
-        except asyncio.CancelledError:
-            await self._give_up(run)
-            raise
-        finally:
-            self._flusher.close_writer(run.writer)
-            if self._runs.get(job_id) is run:
-                del self._runs[job_id]
-            run.over.set_result(outcome.status)
-        _log.info(
-            "job %s in %.1f s",
-            outcome.status,
-            time.time() - run.record.created_at,
-            extra={"job_id": job_id, "attempt": run.attempt}
-            | ({"code": outcome.code} if outcome.code else {}),
-        )
-        return outcome
+        if claim.top == 0:
+            self._put(run, Queued)
+        return run
+
+    def _close_run(self, run: Run, outcome: Outcome) -> None:
+        self._flusher.close_writer(run.writer)
+        if self._runs.get(run.job_id) is run:
+            del self._runs[run.job_id]
+        run.over.set_result(outcome)
 
     async def _give_up(self, run: Run) -> None:
         """Cancelled from outside: ends the job where that was meant, else leaves it to the next attempt."""
@@ -141,21 +152,19 @@ class Generator:
                 case "MISSING":
                     raise JobExpiredError(f"job {job_id} has no record")
                 case "ENDED":
-                    return Outcome(claim.status)
-                case "OWN":
+                    return await self._ended(job_id, claim.status)
+                case "OWN" if run := self._runs.get(job_id):
                     # The broker delivered the message a second time: go along with the run that is on.
-                    if run := self._runs.get(job_id):
-                        return Outcome(await asyncio.shield(run.over))
-                    # Or the answer to our claim was lost, and redis-py asked again.
-                    take_over = claim.attempt
+                    return await asyncio.shield(run.over)
                 case "HELD":
                     # A living owner renews; one that died lets its lease run out.
                     looks += 1
                     if looks > HELD_LOOKS:
                         return Outcome("in_progress")
                     await asyncio.sleep(claim.held_for_s + 0.1)
-                case "EXPIRED":
-                    assert claim.record is not None  # noqa: S101 - EXPIRED carries it
+                case "OWN" | "EXPIRED":
+                    # Own: the answer to our claim was lost, or the run has failed on the way to its end.
+                    assert claim.record is not None  # noqa: S101 - both carry it
                     decision = recover(claim.record)
                     take_over = claim.attempt
                 case _:
@@ -166,10 +175,11 @@ class Generator:
     ) -> Outcome:
         if claim.cancel is not None:
             want_cancel(run, claim.cancel)
+        restarts = isinstance(decision, NextAttempt) and run.cause is None
+        if run.record.first_delta_at is not None and not restarts:
+            await self._fold_log(run)  # an attempt before this one has streamed, and this one ends the job
         options = run.record.options
         upstream = self._upstreams.get(options.upstream)
-        if claim.top == 0:
-            self._put(run, Queued)
         if upstream is None and problem is None:
             known = ", ".join(sorted(self._upstreams))
             problem = WireError("unknown_upstream", f"there is no upstream of this name; known are {known}")
@@ -181,7 +191,6 @@ class Generator:
         elif problem is not None:
             ending = AsFailed(problem, "request")
         elif isinstance(decision, End):
-            await self._fold_log(run)
             ending = AsFailed(WireError(decision.code, "the worker that ran this job was lost"), "worker")
         elif run.attempt == 1 and late_s > 0:
             ending = AsFailed(WireError("queue_timeout", "no worker took the job in time"), "queue")
@@ -191,6 +200,12 @@ class Generator:
                 self._put(run, Restarted, reason="worker_lost", discard_through=claim.top)
             ending = await self._stream(run, upstream)
         return await self._end(run, ending)
+
+    async def _ended(self, job_id: str, status: str) -> Outcome:
+        """The outcome of a job that has ended before."""
+        last = await self._log.last(job_id) if status == "failed" else None
+        event = decode(last) if last else None
+        return Outcome(status, event.error.code if isinstance(event, Failed) else None)
 
     async def _fold_log(self, run: Run) -> None:
         fold = LogFold()
@@ -205,7 +220,7 @@ class Generator:
         request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
         self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
         fold, writer = run.fold, run.writer
-        failure: UpstreamError | None = None
+        failure: WireError | None = None
         async with run:
             try:
                 async with self._client.open(upstream, request_body(request), job_id=run.job_id) as stream:
@@ -215,15 +230,21 @@ class Generator:
                         for chunk, _ in batch:
                             fold.add(chunk)
                         writer.put_deltas([line for _, line in batch], now)
-                        if writer.is_full:
+                        if writer.is_full and not await writer.room():
                             run.abort(Refused("FULL"))
+                            break
             except UpstreamError as error:
                 failure = error
+            except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
+                _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
+                failure = WireError("internal_error", "the worker failed on this stream")
             finally:
                 run.upstream_closed_at = time.time()
         match run.cause:
             case None:
-                return at_end_of_stream(fold) if failure is None else AsFailed(failure, "upstream")
+                if failure is None:
+                    return at_end_of_stream(fold)
+                return AsFailed(failure, "upstream" if isinstance(failure, UpstreamError) else "worker")
             case CancelWanted(request=wanted, heard_at=heard_at):
                 return AsCancelled(wanted, heard_at, run.upstream_closed_at)
             case DeadlinePassed(deadline=deadline):
@@ -287,17 +308,22 @@ class Generator:
 
 def _read_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[WireError | None, Options | None]:
-    """What is wrong with a message's arguments, and its options as far as they can be read."""
-    options = None
+) -> tuple[WireError | None, Options, bytes]:
+    """What is wrong with a message's arguments, if anything; and what of them goes into the record."""
+    options, request = Options(), b"null"
     try:
         options = parse_options(kwargs.get("options"))
+        msgspec.json.encode(options)
+        request = msgspec.json.encode(kwargs.get("request"))
         check_request(kwargs.get("request"))
     except WireError as error:
-        return error, options
+        return error, options, request
+    except UnicodeEncodeError:
+        # JSON can say lone surrogates; UTF-8 cannot.
+        return WireError("invalid_request", "a text holds a lone surrogate"), Options(), request
     if unknown := set(kwargs) - {"request", "options"}:
         message = f"the task takes request and options, not {', '.join(sorted(unknown))}"
-        return WireError("invalid_request", message, param=min(unknown)), options
+        return WireError("invalid_request", message, param=min(unknown)), options, request
     if args:
-        return WireError("invalid_request", "the task takes keyword arguments only"), options
-    return None, options
+        return WireError("invalid_request", "the task takes keyword arguments only"), options, request
+    return None, options, request

@@ -50,8 +50,6 @@ class Leases:
 
     @staticmethod
     def _answered(run: Run, reply: Reply) -> None:
-        if isinstance(reply, Exception):
-            return  # the next one will tell
         if reply[0] == b"STALE":
             run.abort(Refused("STALE"))
         elif request := decode_cancel(reply[1]):

@@ -13,6 +13,13 @@ from .ending import Deadline
 from .flusher import JobWriter
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of a job; `code` is set where it has failed."""
+
+    status: str
+    code: str | None = None
+
+
 class CancelWanted(msgspec.Struct, frozen=True):
     request: CancelRequest
     heard_at: float
@@ -41,8 +48,8 @@ class Run:
         self.fold = Fold()
         self.writer: JobWriter  # set by whoever opens it with this run's callbacks
         self.cause: Cause | None = None
-        self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """The job's status, when the run is over; a second delivery of the job's message waits for it."""
+        self.over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        """What became of the job; a second delivery of the job's message waits for it."""
         self.upstream_closed_at: float | None = None
         self.first_delta_at: float | None = None
         self._streaming: asyncio.Task[object] | None = None
@@ -54,8 +61,8 @@ class Run:
     async def __aenter__(self) -> None:
         """Streaming begins: from here `abort` interrupts the current task, and the deadlines run."""
         self._streaming = asyncio.current_task()
-        if self.cause is not None and self._streaming is not None:
-            self._streaming.cancel()
+        if self.cause is not None:
+            self._loop.call_soon(self._interrupt)
         self._watch()
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> bool:
@@ -75,6 +82,13 @@ class Run:
         if self.cause is not None:
             return
         self.cause = cause
+        if self._streaming is not None and asyncio.current_task() is self._streaming:
+            # A task that cancels itself is interrupted at its next await, which may be after the stream.
+            self._loop.call_soon(self._interrupt)
+        else:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
         if self._streaming is not None:
             self._streaming.cancel()
 

@@ -1,6 +1,7 @@
 """The task `deltawire.generate`: a door. What it takes and returns is PROTOCOL.md §1.1."""
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 from celery import Celery
 from celery.app.task import Context, Task
@@ -13,6 +14,8 @@ from deltawire.queue import TASK
 
 from .generate import Generator
 from .pool import await_
+
+REQUEUE_PAUSE_S: Final = 1.0
 
 
 class JobFailedError(DeltawireError):
@@ -29,6 +32,11 @@ class PrivateRequest(Request):  # type: ignore[misc] # Celery ships no types
         for name in ("argsrepr", "kwargsrepr"):
             message.headers[name] = ""
         super().__init__(message, *args, **kwargs)
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """As Celery's when it is asked to be safe, which `inspect` does not ask."""
+        info: dict[str, Any] = super().info(safe=True)
+        return info
 
 
 def register(app: Celery) -> None:
@@ -50,6 +58,8 @@ def register(app: Celery) -> None:
             try:
                 outcome = await_(generator.generate(job_id, args, kwargs))
             except RedisUnavailableError as error:
+                # The message comes again at once, and often: not faster than once a second.
+                await_(asyncio.sleep(REQUEUE_PAUSE_S))
                 raise Reject(str(error), requeue=True) from error
             if outcome.code is not None:
                 raise JobFailedError(outcome.code)

@@ -100,9 +100,11 @@ class Stream:
                     chunk, line = read_chunk(payload)
                     if error := chunk.get("error"):
                         return batch, _error_event(error)
+                    if len(line) > MAX_CHUNK_BYTES:  # by being mended
+                        return batch, _too_large()
                     batch.append((chunk, line))
-        except EventTooLargeError as error:
-            return batch, UpstreamError("upstream_event_too_large", f"the gateway sent {error}")
+        except EventTooLargeError:
+            return batch, _too_large()
         except ValueError:
             return batch, UpstreamError("upstream_malformed", "the gateway sent a chunk that is not JSON")
         return batch, None
@@ -155,7 +157,7 @@ class UpstreamClient:
             raise UpstreamError("upstream_unreachable", message) from error
         try:
             if response.status_code != 200:
-                raise await _refusal(response)
+                raise await _refusal(response, upstream.api_key)
             media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if media_type != "text/event-stream":
                 raise UpstreamError(
@@ -168,7 +170,7 @@ class UpstreamClient:
             await response.aclose()
 
 
-async def _refusal(response: httpx.Response) -> UpstreamError:
+async def _refusal(response: httpx.Response, api_key: str = "") -> UpstreamError:
     """The error for an answer that is not 200."""
     body = b""
     try:
@@ -188,7 +190,8 @@ async def _refusal(response: httpx.Response) -> UpstreamError:
         code, message = "upstream_authentication", "the gateway refuses our credentials"
     elif 400 <= status < 500:
         code, message = "upstream_invalid_request", "the gateway refuses the request"
-        if said := _message(body):
+        said = _message(body)
+        if said and not (api_key and api_key in said):
             message = f"{message}: {said}"
     else:
         code, message = "upstream_server_error", f"the gateway answered {status}"
@@ -212,6 +215,12 @@ def _seconds(retry_after: str | None) -> float | None:
     except ValueError:
         return None
     return seconds if 0 <= seconds < float("inf") else None
+
+
+def _too_large() -> UpstreamError:
+    return UpstreamError(
+        "upstream_event_too_large", f"the gateway sent more than {MAX_CHUNK_BYTES} bytes at once"
+    )
 
 
 def _error_event(error: Any) -> UpstreamError:  # whatever JSON the gateway sent

@@ -1,15 +1,21 @@
 -- Creates a job's record and the first event of its log, unless it exists.
--- KEYS   1 meta, 2 log, 3 channel
--- ARGV   1 ttl_s, 2 digest of the body, 3 event, 4... record fields (name, value, ...)
+-- KEYS   1 meta, 2 log, 3 cancel, 4 channel
+-- ARGV   1 ttl_s, 2 digest of the body, 3 event, 4 tenant, 5... record fields (name, value, ...)
 -- REPLY  {'CREATED'} | {'EXISTS', status, '1' if the digest is the same else '0'}
 local known = redis.call('HMGET', KEYS[1], 'status', 'digest')
 if known[1] then
   return {'EXISTS', known[1], known[2] == ARGV[2] and '1' or '0'}
 end
-redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'digest', ARGV[2], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'digest', ARGV[2], unpack(ARGV, 5))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
+-- Another tenant's tombstone is not for this job.
+local cancel = redis.call('GET', KEYS[3])
+local ok, request = pcall(cjson.decode, cancel or '1')
+if ok and type(request) == 'table' and type(request.tenant) == 'string' and request.tenant ~= ARGV[4] then
+  redis.call('DEL', KEYS[3])
+end
 redis.call('DEL', KEYS[2]) -- of a job whose record is gone
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
-redis.call('PUBLISH', KEYS[3], ARGV[3])
+redis.call('PUBLISH', KEYS[4], ARGV[3])
 return {'CREATED'}
