@@ -223,10 +223,10 @@ class Connection(ServerConnection):
         """Until the connection closes. A refusal here is about the connection as a whole and closes it."""
         try:
             assert self.request is not None  # noqa: S101 - the handshake is over
-            headers = self.request.headers
-            self._door.gate.check_host(headers.get("Host"))
-            self._door.gate.check_origin(headers.get("Origin"), headers.get("Host"))
-            await self._authenticate(bearer_token(headers.get("Authorization")))
+            host = _header(self.request, "Host")
+            self._door.gate.check_host(host)
+            self._door.gate.check_origin(_header(self.request, "Origin"), host)
+            await self._authenticate(bearer_token(_header(self.request, "Authorization")))
             self._beat()
             self._one_job = one_job(self.request.path)
             if self._one_job is not None:
@@ -356,6 +356,11 @@ class Connection(ServerConnection):
         await self.close(CloseCode.DRAINING, "the relay is restarting")
 
 
+def _header(request: Request, name: str) -> str | None:
+    """A header's value. One that comes twice is joined, as HTTP says, and then fits nothing here."""
+    return ", ".join(request.headers.get_all(name)) or None
+
+
 def _redis_unavailable() -> WireError:
     return WireError("redis_unavailable", "the relay cannot reach Redis; try again", retry_after_s=1.0)
 
@@ -390,6 +395,8 @@ def _decode(data: str | bytes) -> ClientMessage:
     try:
         return _decoder.decode(data)
     except msgspec.ValidationError as error:
+        if not data.lstrip().startswith("{"):
+            raise WireError("invalid_json", "messages are JSON objects") from error
         code = "unknown_message_type" if "$.type" in str(error) else "invalid_request"
         raise WireError(code, f"not a message of this protocol: {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:

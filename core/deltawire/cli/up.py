@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 from typing import Final
+from urllib.request import ProxyHandler, build_opener
 
-import httpx
 from rich.console import Console
 from rich.text import Text
 
@@ -144,17 +144,20 @@ async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
 async def _ready(*urls: str) -> None:
     """Returns when all answer 200. Raises _ServiceError after START_TIMEOUT_S."""
     try:
-        async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient(trust_env=False) as client:
+        async with asyncio.timeout(START_TIMEOUT_S):
             for url in urls:
-                while True:
-                    try:
-                        if (await client.get(url)).status_code == 200:
-                            break
-                    except httpx.TransportError:
-                        pass
+                while not await asyncio.to_thread(_answers, url):
                     await asyncio.sleep(0.05)
     except TimeoutError as error:
         raise _ServiceError(f"not ready after {START_TIMEOUT_S:.0f} s; the lines above say why") from error
+
+
+def _answers(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:  # urllib's errors included
+        return False
 
 
 def _say_hello(
