@@ -21,7 +21,7 @@ import httpx
 import pytest
 import uvloop
 
-from deltawire_worker import http_transport
+from deltawire_worker import happy_eyeballs, http_connection
 from deltawire_worker.http_transport import StreamTransport
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -622,11 +622,11 @@ async def test_a_slow_reader_stops_the_server() -> None:
         before = sent
         await asyncio.sleep(0.3)
         assert sent == before < total  # the server waits for us
-        assert connection._unread_bytes <= http_transport.MAX_UNREAD_BYTES + 256 * 1024
+        assert connection._unread_bytes <= http_connection.MAX_UNREAD_BYTES + 256 * 1024
         received = 0
         async for piece in response.aiter_raw():
             received += len(piece)
-            assert connection._unread_bytes <= http_transport.MAX_UNREAD_BYTES + 256 * 1024
+            assert connection._unread_bytes <= http_connection.MAX_UNREAD_BYTES + 256 * 1024
         assert received == total
 
 
@@ -1044,7 +1044,7 @@ def resolving_to(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str, in
     async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
         return [(family, socket.SOCK_STREAM, 6, "", (host, port)) for family, host, port in addresses]
 
-    monkeypatch.setattr(http_transport, "_resolve", getaddrinfo)
+    monkeypatch.setattr(happy_eyeballs, "_resolve", getaddrinfo)
 
 
 @on_each_loop

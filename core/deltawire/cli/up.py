@@ -146,7 +146,7 @@ async def _ready(*urls: str) -> None:
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             for url in urls:
-                while not await asyncio.to_thread(_answers, url):
+                while not await asyncio.to_thread(_answers, url):  # noqa: ASYNC110 - another process, no event of ours
                     await asyncio.sleep(0.05)
     except TimeoutError as error:
         raise _ServiceError(f"not ready after {START_TIMEOUT_S:.0f} s; the lines above say why") from error
