@@ -41,7 +41,7 @@ CANCEL: Final = _load("cancel")
 RENEW: Final = _load("renew")
 HEAD: Final = _load("head")
 
-FIRST_PAGE_EVENTS: Final = 64
+FIRST_PAGE_EVENTS: Final = 4  # large enough to know how large events are
 PAGE_EVENTS: Final = 1_000
 PAGE_BYTES: Final = 262_144
 

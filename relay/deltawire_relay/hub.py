@@ -15,7 +15,7 @@ from typing import Final
 from deltawire.codec import decode, is_terminal, type_of
 from deltawire.errors import GapError, RedisUnavailableError, WireError
 from deltawire.fold import LogFold
-from deltawire.log import JobLog, Record
+from deltawire.log import Head, JobLog, Record
 from deltawire.messages import Snapshot
 
 from .feed import Feed
@@ -32,6 +32,7 @@ MAX_HELD_BYTES: Final = 1_048_576
 RETRY_S: Final = 0.05
 RETRY_MAX_S: Final = 1.0
 GAP_LOOKS: Final = 5
+LOST_LOOKS: Final = 3
 
 _LIFECYCLE: Final = frozenset(
     {b"queued", b"in_progress", b"completed", b"incomplete", b"failed", b"cancelled"}
@@ -55,6 +56,7 @@ class Hub:
         self._channel = log.keys.job(job_id).channel
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
         self._held_bytes = 0
+        self._lost_looks = 0
         self._has_dropped = False  # what was held, since the log was read last
         self._catching_up: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -202,13 +204,7 @@ class Hub:
         for look in range(GAP_LOOKS):
             self._has_dropped = False
             if self.record is None:
-                head = await self._log.head(self.job_id)
-                self.record, self.earliest = head.record, head.earliest
-                if head.record is not None:
-                    self.status, self.attempt = head.record.status, head.record.attempt
-                    self.is_ended = head.record.is_terminal
-                    self.tail = Tail(head.top)
-                    self._news.set()
+                self._begin_at(await self._log.head(self.job_id))
             else:
                 async for page in self._log.pages(self.job_id, self.tail.top):
                     self._take(page)
@@ -231,6 +227,41 @@ class Hub:
             self.tail = Tail(error.got - 1)
             self._note(self.tail.extend(page))
 
+    async def _compare(self) -> None:
+        """Looks at the log's end: further than the tail's (a lost message), or nearer (lost writes)."""
+        head = await self._log.head(self.job_id)
+        if self._held is not None:
+            return
+        if head.top > self.tail.top:
+            self._hold([])
+        elif self.record is None or (head.record is not None and head.top == self.tail.top):
+            self._lost_looks = 0
+        else:
+            # One look is not enough: a worker that holds the events may be about to heal the log.
+            self._lost_looks += 1
+            if self._lost_looks >= LOST_LOOKS:
+                self._lost_looks = 0
+                self._lose(head)
+
+    def _lose(self, head: Head) -> None:
+        """Redis has lost acknowledged writes for good: what is left is the log."""
+        _log.warning("the log has lost events", extra={"job_id": self.job_id})
+        if head.record is None:
+            for subscriber in tuple(self.subscribers):
+                subscriber.refuse(WireError("unknown_job", "the job is gone from Redis"))
+            return
+        self._begin_at(head)
+        self._fold = LogFold()
+        self.flush()
+
+    def _begin_at(self, head: Head) -> None:
+        self.record, self.earliest = head.record, head.earliest
+        if head.record is not None:
+            self.status, self.attempt = head.record.status, head.record.attempt
+            self.is_ended = head.record.is_terminal
+            self.tail = Tail(head.top)
+            self._news.set()
+
     async def _check(self) -> None:
         """Once a second, what pub/sub does not tell: a bare cancel key, a lost message, too long a wait."""
         loop = asyncio.get_running_loop()
@@ -251,8 +282,7 @@ class Hub:
                     self.record is None or now - self._last_event_at >= TAIL_CHECK_AFTER_S
                 ):
                     self._last_event_at = now
-                    if await self._log.top(self.job_id) > self.tail.top and self._held is None:
-                        self._hold([])
+                    await self._compare()
             except RedisUnavailableError as error:
                 _log.warning("cannot check on %s: %s", self.job_id, error)
 

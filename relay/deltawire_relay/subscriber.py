@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deltawire.codec import sequence_number_of
@@ -52,7 +52,6 @@ class Subscriber:
         self._tenant = tenant
         self._reading: asyncio.Task[None] | None = None
         self._is_closed = False
-        self._was_allowed = False
         self._page_events = FIRST_PAGE_EVENTS
 
     @property
@@ -109,27 +108,25 @@ class Subscriber:
         if snapshot is not None:
             self._sink.write_message(snapshot)
             self.position = snapshot.sequence_number
-        self._was_allowed = self.is_allowed
         self.is_open = True
 
-    async def _begin_again(self) -> None:
-        """A job that was unknown has appeared, and its log does not reach to the position."""
-        recovered = await self._is_recoverable()
-        snapshot = None if recovered else await self.hub.snapshot()
-        self._begin(recovered, snapshot, None)
+    async def _heal(self) -> None:
+        """The log does not reach to the position: of a job that has just appeared, or Redis lost its end."""
+        if not await self._is_recoverable():
+            self._begin(False, await self.hub.snapshot(), None)
 
     def pump(self) -> None:
         """Writes what is due. Never blocks; may be called at any time."""
         if not self.is_open or not self.is_allowed or self._reading is not None:
             return
         tail = self.hub.tail
-        if not self._was_allowed and self.position > tail.top:
-            self._read(self._begin_again())
+        if self.position > tail.top:
+            self._read(self._heal)
             return
         while self.position < tail.top and self._sink.is_writable:
             batch = tail.after(self.position)
             if batch is None:
-                self._read(self._read_log())
+                self._read(self._read_log)
                 return
             self._write(batch)
         if self.has_ended:
@@ -153,12 +150,12 @@ class Subscriber:
         self._sink.write_batch(batch)
         self.position = batch.through
 
-    def _read(self, reading: Coroutine[Any, Any, None]) -> None:
+    def _read(self, reading: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._reading = asyncio.create_task(self._read_and_pump(reading), name=f"read-log-{self.hub.job_id}")
 
-    async def _read_and_pump(self, reading: Coroutine[Any, Any, None]) -> None:
+    async def _read_and_pump(self, reading: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await reading
+            await reading()
         except RedisUnavailableError as error:
             _log.warning("cannot read the log: %s", error, extra={"job_id": self.hub.job_id})
             await asyncio.sleep(RETRY_S)

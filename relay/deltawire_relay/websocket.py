@@ -312,8 +312,10 @@ class Connection(ServerConnection):
         try:
             await subscriber.open(mode=message.mode, request_id=message.request_id)
         except RedisUnavailableError:
-            self._drop(message.job_id)
-            self._refuse(_redis_unavailable(), job_id=message.job_id, request_id=message.request_id)
+            entry = self._subscriptions.get(message.job_id)
+            if entry is not None and entry[0] is subscriber:  # it may have been given up, and made anew
+                self._drop(message.job_id)
+                self._refuse(_redis_unavailable(), job_id=message.job_id, request_id=message.request_id)
 
     def _unsubscribe(self, message: Unsubscribe) -> None:
         if message.job_id not in self._subscriptions:

@@ -22,7 +22,8 @@ def _variables_read() -> set[str]:
             source = path.read_text()
             names.update(re.findall(r'"(DELTAWIRE_[A-Z0-9_]+)"', source))
             names.update(
-                f"{name}_FILE" for name in re.findall(r'\.(?:secret|url)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source)
+                f"{name}_FILE"
+                for name in re.findall(r'\.(?:secret|url)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source)
             )
     return names
 

@@ -1,0 +1,348 @@
+# ruff: noqa: E501 - a row of the table is a line
+"""Every kind of bad input at the HTTP and WebSocket doors, and its answer (PROTOCOL §8 in rows)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from deltawire.errors import ERRORS
+from deltawire.redis_server import RedisServer
+from tests.support.producer import REQUEST
+from tests.support.readers import WAIT_S, WebSocketReader, http_client, websocket
+from tests.support.relay_process import Keyring, RelayProcess
+
+
+class Case(NamedTuple):
+    """One row. `answer` is the HTTP status, the close code, or "open": an error, and the socket goes on."""
+
+    door: Literal["POST /v1/jobs", "any HTTP path", "job paths", "event stream", "WebSocket"]
+    input: str
+    answer: int | Literal["open"]
+    code: str | None
+    retryable: bool | None
+    send: dict[str, Any]
+    reason: str = ""  # why it is not so yet
+
+
+JOB = {"request": REQUEST}
+CLOSE_S = 3.0
+NESTED = '{"x":' * 10_000
+LARGE = {"request": {**REQUEST, "padding": "x" * 10_485_760}}
+
+
+def http(
+    door: Any,
+    input_: str,
+    status: int,
+    code: str,
+    *,
+    path: str = "/v1/jobs",
+    method: str = "POST",
+    body: Any = None,
+    raw: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    key: str | None = "all",
+    reason: str = "",
+) -> Case:
+    content = raw if raw is not None else json.dumps(body).encode() if body is not None else b""
+    send = {"method": method, "path": path, "content": content, "headers": headers or {}, "key": key}
+    return Case(door, input_, status, code, ERRORS[code].retryable, send, reason)
+
+
+def websocket_case(
+    input_: str,
+    answer: int | Literal["open"],
+    code: str | None,
+    *messages: Any,
+    path: str = "/v1/ws",
+    key: str | None = "all",
+    reason: str = "",
+    **send: Any,
+) -> Case:
+    retryable = ERRORS[code].retryable if code else None
+    send = {"messages": messages, "path": path, "key": key, **send}
+    return Case("WebSocket", input_, answer, code, retryable, send, reason)
+
+
+def subscribe(**fields: Any) -> dict[str, Any]:
+    return {"type": "subscribe", "job_id": "nobody", **fields}
+
+
+CREATE: Any = "POST /v1/jobs"
+ANY: Any = "any HTTP path"
+PATHS: Any = "job paths"
+STREAM: Any = "event stream"
+
+CASES: list[Case] = [
+    # What is asked for.
+    http(CREATE, "no body", 415, "unsupported_media_type"),
+    http(CREATE, "an empty body sent as JSON", 400, "invalid_json", raw=b"", headers={"Content-Type": "application/json"}),
+    http(CREATE, "a form", 415, "unsupported_media_type", raw=b"a=b", headers={"Content-Type": "application/x-www-form-urlencoded"}),
+    http(CREATE, "JSON sent as text/plain", 415, "unsupported_media_type", body=JOB, headers={"Content-Type": "text/plain"}),
+    http(CREATE, "a body that is not JSON", 400, "invalid_json", raw=b"{"),
+    http(CREATE, "a body that is not UTF-8", 400, "invalid_json", raw=b'{"request":"\xff"}'),
+    http(CREATE, "JSON nested ten thousand deep", 400, "invalid_json", raw=b"[" * 10_000),
+    http(CREATE, "NaN in the body", 400, "invalid_json", raw=b'{"request":NaN}'),
+    http(CREATE, "a body that is no object", 400, "invalid_request", body=[JOB]),
+    http(CREATE, "a body above 10 MiB", 413, "request_too_large", body=LARGE),
+    http(CREATE, "a field besides request and options", 400, "invalid_request", body={**JOB, "priority": 3}),
+    http(CREATE, "no request", 400, "invalid_request", body={}),
+    http(CREATE, "a request that is no object", 400, "invalid_request", body={"request": "hi"}),
+    http(CREATE, "a request without a model", 400, "invalid_request", body={"request": {"messages": [{}]}}),
+    http(CREATE, "an empty model", 400, "invalid_request", body={"request": {**REQUEST, "model": ""}}),
+    http(CREATE, "a request without messages", 400, "invalid_request", body={"request": {"model": "m"}}),
+    http(CREATE, "no message in messages", 400, "invalid_request", body={"request": {"model": "m", "messages": []}}),
+    http(CREATE, "options that are no object", 400, "invalid_request", body={**JOB, "options": []}),
+    http(CREATE, "an option that does not exist", 400, "unknown_option", body={**JOB, "options": {"speed": 1}}),
+    http(CREATE, "the option tenant", 400, "unknown_option", body={**JOB, "options": {"tenant": "other"}}),
+    http(CREATE, "an option of the wrong type", 400, "invalid_request", body={**JOB, "options": {"timeout_s": "1"}}),
+    http(CREATE, "a duration of 0", 400, "invalid_request", body={**JOB, "options": {"timeout_s": 0}}),
+    http(CREATE, "a duration above a day", 400, "invalid_request", body={**JOB, "options": {"retention_s": 86_401}}),
+    http(CREATE, "max_attempts of 0", 400, "invalid_request", body={**JOB, "options": {"max_attempts": 0}}),
+    http(CREATE, "an empty Idempotency-Key", 400, "invalid_request", body=JOB, headers={"Idempotency-Key": ""}),
+    http(CREATE, "an Idempotency-Key above 255 characters", 400, "invalid_request", body=JOB, headers={"Idempotency-Key": "k" * 256}),
+    # Jobs and paths.
+    http(PATHS, "a job that does not exist", 404, "unknown_job", method="GET", path="/v1/jobs/nobody"),
+    http(PATHS, "a job id with other characters", 400, "invalid_job_id", method="GET", path="/v1/jobs/a.b"),
+    http(PATHS, "a job id above 128 characters", 400, "invalid_job_id", method="GET", path=f"/v1/jobs/{'a' * 129}"),
+    http(PATHS, "a job id with braces", 400, "invalid_job_id", path="/v1/jobs/%7Ba%7D/cancel"),
+    http(PATHS, "a reason that is no text", 400, "invalid_request", path="/v1/jobs/nobody/cancel", body={"reason": 1}),
+    http(PATHS, "a reason above 255 characters", 400, "invalid_request", path="/v1/jobs/nobody/cancel", body={"reason": "x" * 256}),
+    http(PATHS, "a cancel body that is not JSON", 400, "invalid_json", path="/v1/jobs/nobody/cancel", raw=b"stop"),
+    http(STREAM, "a job id with other characters", 400, "invalid_job_id", method="GET", path="/v1/jobs/a.b/events"),
+    http(STREAM, "starting_after that is no number", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?starting_after=x"),
+    http(STREAM, "starting_after below 0", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?starting_after=-1"),
+    http(STREAM, "Last-Event-ID that is no number", 400, "invalid_request", method="GET", path="/v1/jobs/a/events", headers={"Last-Event-ID": "x"}),
+    http(STREAM, "a mode that does not exist", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?mode=fast"),
+    http(ANY, "a path that does not exist", 404, "not_found", method="GET", path="/v2/jobs"),
+    http(ANY, "a WebSocket path without an upgrade", 404, "not_found", method="GET", path="/v1/ws"),
+    http(ANY, "a method that the path does not have", 405, "method_not_allowed", method="PUT", path="/v1/jobs/a"),
+    # Who asks.
+    http(ANY, "no credential", 401, "missing_credentials", body=JOB, key=None),
+    http(ANY, "a credential of another scheme", 401, "missing_credentials", body=JOB, key=None, headers={"Authorization": "Basic YTpi"}),
+    http(ANY, "an unknown API key", 401, "invalid_credentials", body=JOB, key=None, headers={"Authorization": "Bearer dw_x"}),
+    http(CREATE, "a key without the submit scope", 403, "forbidden", body=JOB, key="reader"),
+    http(PATHS, "a key without the read scope", 403, "forbidden", method="GET", path="/v1/jobs/a", key="submitter"),
+    http(PATHS, "a key without the cancel scope", 403, "forbidden", path="/v1/jobs/a/cancel", key="reader"),
+    http(STREAM, "a key without the read scope", 403, "forbidden", method="GET", path="/v1/jobs/a/events", key="submitter"),
+    http(ANY, "an Origin that is not allowed", 403, "origin_not_allowed", body=JOB, headers={"Origin": "https://evil.example"}),
+    http(ANY, "a foreign Host, without keys", 421, "host_not_allowed", body=JOB, key="open", headers={"Host": "evil.example"}),
+    http(ANY, "a Host that is none, without keys", 421, "host_not_allowed", body=JOB, key="open", headers={"Host": "["}),
+    # Messages on a WebSocket.
+    websocket_case("a text frame that is not JSON", 4501, "invalid_json", "{"),
+    websocket_case("JSON nested ten thousand deep", 4501, "invalid_json", NESTED),
+    websocket_case("a binary frame", 4501, "binary_frame", b"{}"),
+    websocket_case("JSON that is no object", 4501, "invalid_json", "[]"),
+    websocket_case("a frame above 64 KiB", 1009, None, "x" * 65_537),
+    websocket_case("text that is not UTF-8", 1007, None, raw_text=b"\xff\xfe"),
+    websocket_case("a message without a type", "open", "invalid_request", {"job_id": "a"}),
+    websocket_case("a type that does not exist", "open", "unknown_message_type", {"type": "sing"}),
+    websocket_case("a message without a field it needs", "open", "invalid_request", {"type": "subscribe"}),
+    websocket_case("a field of the wrong type", "open", "invalid_request", subscribe(starting_after="1")),
+    websocket_case("a mode that does not exist", "open", "invalid_request", subscribe(mode="fast")),
+    websocket_case("starting_after below 0", "open", "invalid_request", subscribe(starting_after=-1)),
+    websocket_case("a job id with other characters", "open", "invalid_job_id", subscribe(job_id="a.b")),
+    websocket_case("a job subscribed twice", "open", "already_subscribed", subscribe(), subscribe()),
+    websocket_case("unsubscribe without a subscription", "open", "not_subscribed", {"type": "unsubscribe", "job_id": "a"}),
+    websocket_case("cancel of a job id with other characters", "open", "invalid_job_id", {"type": "cancel", "job_id": "a.b"}),
+    websocket_case("subscribe without the read scope", "open", "forbidden", subscribe(), key="submitter"),
+    websocket_case("cancel without the cancel scope", "open", "forbidden", {"type": "cancel", "job_id": "a"}, key="reader"),
+    # Connections.
+    websocket_case("an unknown API key in the header", 4500, "invalid_credentials", key="unknown"),
+    websocket_case("an unknown API key in authenticate", 4500, "invalid_credentials", {"type": "authenticate", "token": "dw_x"}, key=None),
+    websocket_case("an unknown API key in a later authenticate", 4500, "invalid_credentials", {"type": "authenticate", "token": "dw_x"}),
+    websocket_case("another message before authenticate", 4502, "missing_credentials", subscribe(), key=None),
+    websocket_case("an Origin that is not allowed", 4503, "origin_not_allowed", headers={"Origin": "https://evil.example"}),
+    websocket_case("a foreign Host, without keys", 4503, "host_not_allowed", key="open", headers={"Host": "evil.example"}),
+    websocket_case("a Host that is none, without keys", 4503, "host_not_allowed", key="open", headers={"Host": "["}),
+    websocket_case("two Authorization headers", 4500, "invalid_credentials", key=None, headers=[("Authorization", "Bearer dw_x"), ("Authorization", "Bearer dw_y")]),
+    websocket_case("a one-job socket: a job id with other characters", 4501, "invalid_job_id", path="/v1/jobs/a.b/ws"),
+    websocket_case("a one-job socket: starting_after that is no number", 4501, "invalid_request", path="/v1/jobs/a/ws?starting_after=x"),
+    websocket_case("a one-job socket: starting_after below 0", 4501, "invalid_request", path="/v1/jobs/a/ws?starting_after=-1"),
+    websocket_case("a one-job socket: no read scope", 4503, "forbidden", path="/v1/jobs/a/ws", key="submitter"),
+]  # fmt: skip
+
+
+class Relays(NamedTuple):
+    keyed: RelayProcess
+    open: RelayProcess
+    keys: Keyring
+
+    def of(self, key: str | None) -> RelayProcess:
+        return self.open if key == "open" else self.keyed
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        if key in {None, "open"}:
+            return {}
+        return {"Authorization": "Bearer dw_x"} if key == "unknown" else self.keys.headers(str(key))
+
+
+@pytest.fixture(scope="module")
+def relays(redis_server: RedisServer) -> Iterator[Relays]:
+    """One relay with keys, and one without."""
+    keys = Keyring(
+        all=("acme", ["read", "cancel", "submit"]), reader=("acme", ["read"]), submitter=("acme", ["submit"])
+    )
+    with (
+        RelayProcess(redis_server.url, {"DELTAWIRE_API_KEYS": keys.text}) as keyed,
+        RelayProcess(redis_server.url) as open_,
+    ):
+        yield Relays(keyed, open_, keys)
+
+
+def rows(doors: set[str], *, wanted: bool) -> list[Any]:
+    return [
+        pytest.param(
+            case,
+            id=f"{case.door}: {case.input}",
+            marks=[pytest.mark.xfail(strict=True, reason=case.reason)] if case.reason else [],
+        )
+        for case in CASES
+        if (case.door in doors) is wanted
+    ]
+
+
+def check_error(error: dict[str, Any], case: Case) -> None:
+    """The one error shape (PROTOCOL §8), and a message for people."""
+    assert set(error) == {"message", "type", "param", "code", "retryable", "retry_after_s"}
+    assert (error["code"], error["retryable"]) == (case.code, case.retryable)
+    assert 0 < len(error["message"]) < 400
+
+
+@pytest.mark.parametrize("case", rows({"WebSocket"}, wanted=False))
+async def test_http_refuses(case: Case, relays: Relays) -> None:
+    """Status, code and shape are those of the row (PROTOCOL §5, §8)."""
+    send = case.send
+    headers = {**relays.headers(send["key"]), **send["headers"]}
+    if send["content"]:
+        headers.setdefault("Content-Type", "application/json")
+    async with http_client(base_url=relays.of(send["key"]).url) as client:
+        response = await client.request(
+            send["method"], send["path"], content=send["content"], headers=headers
+        )
+    assert response.status_code == case.answer, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    assert list(response.json()) == ["error"]
+    check_error(response.json()["error"], case)
+
+
+@asynccontextmanager
+async def socket_of(case: Case, relays: Relays) -> AsyncIterator[WebSocketReader]:
+    url = relays.of(case.send["key"]).websocket_url + case.send["path"]
+    headers = [*relays.headers(case.send["key"]).items()]
+    given = case.send.get("headers", [])
+    headers += given.items() if isinstance(given, dict) else given
+    host = dict(headers).get("Host")
+    if host is None:
+        async with connect(url, additional_headers=headers, proxy=None, compression=None) as connection:
+            yield WebSocketReader(connection)
+    else:  # the library writes Host itself, from the URL; the address to connect to is given beside it
+        port = relays.of(case.send["key"]).port
+        async with websocket(f"ws://host.test{case.send['path']}", host="127.0.0.1", port=port) as reader:
+            yield reader
+
+
+async def closed_by(reader: WebSocketReader) -> tuple[list[dict[str, Any]], int]:
+    async with asyncio.timeout(CLOSE_S):
+        return await reader.until_closed()
+
+
+@pytest.mark.parametrize("case", rows({"WebSocket"}, wanted=True))
+async def test_a_websocket_refuses(case: Case, relays: Relays) -> None:
+    """An `error` with the row's code; then the row's close code, or a socket that goes on (PROTOCOL §6.5)."""
+    if case.input.startswith("a Host") or case.input.startswith("a foreign Host"):
+        error, code = await host_refused(case, relays)
+        assert code == case.answer
+        check_error(error, case)
+        return
+    async with socket_of(case, relays) as reader:
+        for message in case.send["messages"]:
+            await reader.connection.send(message if isinstance(message, str | bytes) else json.dumps(message))
+        if raw := case.send.get("raw_text"):
+            await reader.connection.send(raw, text=True)
+        if case.answer == "open":
+            check_error((await reader.receive_type("error"))["error"], case)
+            await reader.send("unsubscribe", job_id="not-there", request_id="still here")
+            answer = await reader.receive_type("error")
+            assert answer["error"]["code"] == "not_subscribed"
+            return
+        messages, code = await closed_by(reader)
+    assert code == case.answer
+    if case.code is not None:
+        check_error(messages[-1]["error"], case)
+
+
+async def host_refused(case: Case, relays: Relays) -> tuple[dict[str, Any], int]:
+    """A handshake written by hand, with the row's Host, and what the server sends after it."""
+    relay = relays.of(case.send["key"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    try:
+        host = case.send["headers"]["Host"]
+        writer.write(
+            f"GET /v1/ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(WAIT_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 ")
+            first = await frame(reader)
+            error = json.loads(first)["error"] if first.startswith(b"{") else {}
+            closing = await frame(reader) if error else first
+    finally:
+        writer.close()
+    return error, int.from_bytes(closing[:2], "big")
+
+
+async def frame(reader: asyncio.StreamReader) -> bytes:
+    """The payload of a server's frame of less than 64 KiB."""
+    size = (await reader.readexactly(2))[1]
+    if size == 126:
+        size = int.from_bytes(await reader.readexactly(2), "big")
+    return await reader.readexactly(size)
+
+
+def test_no_row_is_there_twice() -> None:
+    """Door and input name a row."""
+    names = [(case.door, case.input) for case in CASES]
+    assert len(set(names)) == len(names)
+
+
+async def test_nothing_of_it_was_logged_as_a_failure_of_ours(relays: Relays) -> None:
+    """What a peer does wrong is no traceback in our log. (Rows that are known to fail are left out.)"""
+    with RelayProcess(relays.open._environment["DELTAWIRE_REDIS_URL"]) as relay:
+        sent = Relays(relay, relay, relays.keys)
+        for case in CASES:
+            if case.reason or case.send["key"] not in {"all", "open"}:
+                continue
+            if case.door == "WebSocket" and not case.input.startswith("a foreign Host"):
+                async with socket_of(case._replace(send={**case.send, "key": None}), sent) as reader:
+                    try:
+                        for message in case.send["messages"]:
+                            text = message if isinstance(message, str | bytes) else json.dumps(message)
+                            await reader.connection.send(text)
+                    except ConnectionClosed:
+                        pass
+        assert "Traceback" not in relay.log
+        assert "rror" not in relay.log
+
+
+def test_the_table_in_the_protocol_is_this_one() -> None:
+    """PROTOCOL §8.2 lists exactly these rows."""
+    protocol = (Path(__file__).parents[2] / "PROTOCOL.md").read_text()
+    section = protocol.partition("### 8.2 Bad input")[2].partition("### 8.3")[0]
+    table = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert table == [row(case) for case in CASES]
+
+
+def row(case: Case) -> str:
+    """A case as a row of the protocol's table."""
+    code = f"`{case.code}`" if case.code else "none"
+    retryable = "none" if case.retryable is None else "yes" if case.retryable else "no"
+    return f"| {case.door} | {case.input} | {case.answer} | {code} | {retryable} |"

@@ -1,0 +1,127 @@
+"""The relay's settings are read once, checked, and hide their secrets (design §5, .env.example)."""
+
+from pathlib import Path
+
+import pytest
+
+from deltawire.api_keys import new_api_key
+from deltawire.environment import ConfigurationError, Environment
+from deltawire_relay.settings import Settings
+
+KEY, ENTRY = new_api_key("backend", "acme", ["read"])
+
+
+def settings(**variables: str) -> Settings:
+    return Settings.from_environment(
+        Environment({f"DELTAWIRE_{name}": value for name, value in variables.items()})
+    )
+
+
+def test_defaults_serve_this_machine_only() -> None:
+    """With nothing set: loopback, port 8080, the local Redis as data and broker, no keys, no origins."""
+    made = settings()
+    assert (made.host, made.port, made.key_prefix) == ("127.0.0.1", 8080, "dw")
+    assert made.redis_url == made.broker_url == "redis://127.0.0.1:6379/0"
+    assert made.api_keys == ()
+    assert made.allowed_origins == ()
+    assert made.public_url == ""
+
+
+def test_every_variable_is_read() -> None:
+    """What is set is taken; lists are separated by commas; the public URL loses its last slash."""
+    made = settings(
+        REDIS_URL="redis://data/1",
+        BROKER_URL="amqp://broker",
+        KEY_PREFIX="x",
+        HOST="localhost",
+        PORT="9000",
+        PUBLIC_URL="https://relay.example/",
+        ALLOWED_ORIGINS="https://a.example, https://b.example",
+        API_KEYS=ENTRY,
+        LOG_FORMAT="json",
+        LOG_LEVEL="debug",
+    )
+    assert (made.redis_url, made.broker_url, made.key_prefix) == ("redis://data/1", "amqp://broker", "x")
+    assert (made.host, made.port, made.public_url) == ("localhost", 9000, "https://relay.example")
+    assert made.allowed_origins == ("https://a.example", "https://b.example")
+    assert [key.name for key in made.api_keys] == ["backend"]
+    assert (made.log_format, made.log_level) == ("json", "debug")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "relay.example", "localhost.evil.com"])
+def test_without_a_key_only_loopback_is_served(host: str) -> None:
+    """The refusal names the variable and both ways out; with a key any host will do."""
+    with pytest.raises(ConfigurationError) as caught:
+        settings(HOST=host)
+    for word in (host, "DELTAWIRE_API_KEYS", "deltawire keys new", "DELTAWIRE_HOST=127.0.0.1"):
+        assert word in str(caught.value)
+    assert settings(HOST=host, API_KEYS=ENTRY).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    """Every address of this machine's own is loopback."""
+    assert settings(HOST=host).api_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("REDIS_URL", "redis://:secret@data"), ("BROKER_URL", "amqp://u:secret@broker")]
+)
+def test_a_secret_may_come_in_a_file(name: str, value: str, tmp_path: Path) -> None:
+    """NAME_FILE is read, without white space around it; NAME itself wins over it."""
+    path = tmp_path / "secret"
+    path.write_text(f"{value}\n")
+    assert getattr(settings(**{f"{name}_FILE": str(path)}), name.lower()) == value
+    both = settings(**{f"{name}_FILE": str(path), name: "redis://other"})
+    assert getattr(both, name.lower()) == "redis://other"
+
+
+def test_api_keys_may_come_in_a_file(tmp_path: Path) -> None:
+    """DELTAWIRE_API_KEYS_FILE holds what DELTAWIRE_API_KEYS would."""
+    path = tmp_path / "keys"
+    path.write_text(f"{ENTRY}\n")
+    assert [key.name for key in settings(API_KEYS_FILE=str(path)).api_keys] == ["backend"]
+
+
+def test_a_secret_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """A mistyped path never means "no keys"."""
+    path = tmp_path / "missing"
+    with pytest.raises(ConfigurationError, match="DELTAWIRE_API_KEYS_FILE") as caught:
+        settings(API_KEYS_FILE=str(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", " \n", ","])
+def test_a_key_file_without_a_key_is_an_error(content: str, tmp_path: Path) -> None:
+    """A secret that was not mounted yet never means "no keys": who names a file wants keys."""
+    path = tmp_path / "keys"
+    path.write_text(content)
+    with pytest.raises(ConfigurationError):
+        settings(API_KEYS_FILE=str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "70000"),
+        ("PORT", "-1"),
+        ("LOG_FORMAT", "xml"),
+        ("API_KEYS", "nonsense"),
+        ("LOG_LEVEL", "loud"),
+        ("REDIS_URL", "localhost:6379"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:
+    """Each refusal names the variable to mend."""
+    with pytest.raises(ConfigurationError, match=f"DELTAWIRE_{name}"):
+        settings(**{name: value})
+
+
+def test_repr_hides_every_secret() -> None:
+    """Neither a URL's password nor a key's hash shows in `repr` or `str`."""
+    made = settings(REDIS_URL="redis://:hunter2@data", BROKER_URL="amqp://u:hunter3@broker", API_KEYS=ENTRY)
+    for text in (repr(made), str(made), f"{made}"):
+        assert "hunter" not in text
+        assert ENTRY.rpartition(":")[2] not in text
+    assert "backend" in repr(made)
