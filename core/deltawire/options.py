@@ -8,6 +8,7 @@ from .errors import WireError
 
 Restart = Literal["before_first_delta", "always", "never"]
 MAX_DURATION_S = 86_400.0
+MAX_MODEL_CHARACTERS = 512
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,8 @@ def check_request(request: Any) -> dict[str, Any]:  # whatever JSON somebody sen
         raise WireError(
             "invalid_request", "request must be a chat.completions body (an object)", param="request"
         )
-    if not isinstance(request.get("model"), str) or not request["model"]:
+    model = request.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARACTERS:
         raise WireError("invalid_request", "request.model must be a model's name", param="request.model")
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:

@@ -24,6 +24,7 @@ ReplyCallback = Callable[[Reply], None]
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 10.0
+REPLY_TIMEOUT_S: Final = 8.0
 RECONNECT_MAX_S: Final = 2.0
 RETRY_S: Final = 0.1
 _CONFIRMATIONS: Final = frozenset({b"subscribe", b"unsubscribe"})
@@ -60,12 +61,28 @@ class RedisConnection(asyncio.Protocol):
         self._on_push = on_push
         self._on_read = on_read
         self._transport: asyncio.Transport | None = None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()  # or when the first reply became due, if that is later
+        self._timer: asyncio.TimerHandle | None = None
+        self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Drops a connection that owes a reply and says nothing: TCP alone would believe in it for long."""
+        silent_s = self._loop.time() - self._heard_at
+        if not self._callbacks:
+            silent_s = 0.0
+        if silent_s >= REPLY_TIMEOUT_S:
+            _log.warning("Redis owes a reply for %.0f s; reconnecting", silent_s)
+            self.abort()
+        else:
+            self._timer = self._loop.call_later(REPLY_TIMEOUT_S - silent_s, self._watch)
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
         reader = self._reader
         reader.feed(data)
         try:
@@ -91,19 +108,22 @@ class RedisConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
         error = RedisUnavailableError("the connection to Redis was lost")
         error.__cause__ = exc
-        loop = asyncio.get_running_loop()
         while self._callbacks:
             # In calls of their own, so that one that raises does not keep the others waiting.
-            loop.call_soon(self._callbacks.popleft(), error)
+            self._loop.call_soon(self._callbacks.popleft(), error)
 
     def write(self, packed: bytes, callbacks: Iterable[ReplyCallback]) -> None:
         """Sends packed commands; there must be one callback for each reply that they cause."""
         if self._transport is None:
             raise RedisUnavailableError("not connected to Redis")
+        if not self._callbacks:
+            self._heard_at = self._loop.time()
         self._callbacks.extend(callbacks)
         self._transport.write(packed)
 

@@ -19,6 +19,7 @@ from deltawire.keys import ACTIVE_TTL_S, CANCEL_TTL_S, Keys
 from deltawire.log import (
     APPEND,
     CLAIM,
+    FIRST_PAGE_EVENTS,
     PAGE_EVENTS,
     RENEW,
     AppendCode,
@@ -193,8 +194,10 @@ async def test_a_living_claim_of_another_is_held(job_log: OpenedLog) -> None:
 async def test_an_own_claim_attaches_or_goes_on(job_log: OpenedLog) -> None:
     """The owner itself is told of its attempt, and gets the next one only by naming it."""
     await running(job_log)
-    assert await claim(job_log) == Claim(code="OWN", attempt=1)
-    assert await claim(job_log, take_over=7) == Claim(code="OWN", attempt=1)
+    for take_over in (None, 7):
+        got = await claim(job_log, take_over=take_over)
+        assert (got.code, got.attempt) == ("OWN", 1)
+        assert got.record is not None
     got = await claim(job_log, take_over=1)
     assert (got.code, got.attempt) == ("CLAIMED", 2)
 
@@ -700,7 +703,7 @@ async def test_reading(job_log: OpenedLog) -> None:
 
 
 async def test_pages_hold_everything_once(job_log: OpenedLog) -> None:
-    """A log of several pages comes in full pages and a rest, never an empty page."""
+    """A log comes in pages of growing size, bounded in events and bytes, and never an empty page."""
     await running(job_log)
     total = 2 * PAGE_EVENTS + 1
     events = [
@@ -708,10 +711,15 @@ async def test_pages_hold_everything_once(job_log: OpenedLog) -> None:
     ]
     assert await job_log.append("job", attempt=1, first=2, events=events) == ("OK", total)
     pages = [page async for page in job_log.pages("job")]
-    assert [len(page) for page in pages] == [PAGE_EVENTS, PAGE_EVENTS, 1]
+    assert [len(page) for page in pages] == [
+        FIRST_PAGE_EVENTS,
+        PAGE_EVENTS,
+        total - PAGE_EVENTS - FIRST_PAGE_EVENTS,
+    ]
     assert [sequence_number_of(event) for page in pages for event in page] == list(range(1, total + 1))
     bounded = [page async for page in job_log.pages("job", 1, 1 + PAGE_EVENTS)]
-    assert [len(page) for page in bounded] == [PAGE_EVENTS]
+    assert sum(map(len, bounded)) == PAGE_EVENTS
+    assert all(bounded)
     assert [page async for page in job_log.pages("job", total)] == []
 
 

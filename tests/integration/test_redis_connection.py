@@ -577,3 +577,10 @@ async def test_a_closed_client_stays_closed(redis_url: str) -> None:
             await client.execute("ECHO", "x")
     finally:
         await client.aclose()
+
+
+async def test_a_connection_that_owes_a_reply_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall that drops packets closes nothing; TCP itself takes a quarter of an hour to notice."""
+    monkeypatch.setattr("deltawire.redis_connection.REPLY_TIMEOUT_S", 0.3)
+    async with answering(b"", b"+PONG\r\n") as url, client_of(url) as client:
+        assert await client.execute("PING") in {b"PONG", "PONG"}

@@ -15,6 +15,14 @@ from .settings import Settings
 def _leave_logging_alone(**_: object) -> None: ...
 
 
+def _first_line(record: logging.LogRecord) -> bool:
+    """Of a message that Celery cannot use it logs all, prompt included; its first line says enough."""
+    if isinstance(record.msg, str) and isinstance(record.args, tuple):
+        record.msg = record.msg.strip().partition("\n")[0]
+        record.args = record.args[: record.msg.count("%") - 2 * record.msg.count("%%")]
+    return True
+
+
 def main() -> int:
     try:
         settings = Settings.from_environment(Environment())
@@ -31,6 +39,7 @@ def main() -> int:
 
     # Celery warns root about pickle; this app takes JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_first_line)
     # A receiver, any receiver, keeps Celery from setting up logging over ours.
     setup_logging.connect(_leave_logging_alone)
     # Gossip and mingle make every worker talk to every other; nothing here needs it.

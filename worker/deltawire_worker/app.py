@@ -77,6 +77,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         leases = Leases(flusher, owner, runs)
         renewals = asyncio.create_task(leases.keep(), name="lease-renewals")
         stack.callback(renewals.cancel)
+        app.generator_loop = asyncio.get_running_loop()
         app.generator = Generator(
             log=JobLog(redis, keys),
             flusher=flusher,

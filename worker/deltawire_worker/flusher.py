@@ -73,11 +73,12 @@ class JobWriter:
         return self.pending_bytes > MAX_PENDING_BYTES
 
     async def room(self) -> bool:
-        """Waits until Redis has taken some; False: it took nothing for STALL_TIMEOUT_S."""
-        self._room = asyncio.Event()
+        """Waits until the buffer is below its bound; False: Redis took nothing for STALL_TIMEOUT_S."""
         try:
-            async with asyncio.timeout(STALL_TIMEOUT_S):
-                await self._room.wait()
+            while self.is_full:
+                self._room = asyncio.Event()
+                async with asyncio.timeout(STALL_TIMEOUT_S):
+                    await self._room.wait()
         except TimeoutError:
             return False
         finally:
@@ -150,7 +151,7 @@ class JobWriter:
             self.pending_bytes -= sum(map(len, done))
             if not self._events:
                 self._fields.clear()
-            if self._room is not None and not self.is_full:
+            if self._room is not None:
                 self._room.set()
             if code == "CANCELLING":
                 self._on_cancel()

@@ -12,7 +12,8 @@ from deltawire.codec import decode, encode, encode_terminal
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
 from deltawire.events import Failed, InProgress, Queued, Restarted
 from deltawire.fold import LogFold
-from deltawire.log import CancelRequest, Claim, JobLog
+from deltawire.keys import is_job_id
+from deltawire.log import AppendCode, CancelRequest, Claim, JobLog
 from deltawire.options import Options, check_request, parse_options
 
 from .cancellation import want_cancel
@@ -22,7 +23,7 @@ from .lease import LEASE_S, Leases
 from .pool import Cancellation, cancellation
 from .recover import End, NextAttempt, recover
 from .run import CancelWanted, DeadlinePassed, Outcome, Refused, Run
-from .upstream import Upstream, UpstreamClient, UpstreamError, request_body
+from .upstream import Stream, Upstream, UpstreamClient, UpstreamError, request_body
 
 END_TIMEOUT_S: Final = 60.0
 HELD_LOOKS: Final = 2
@@ -57,30 +58,20 @@ class Generator:
 
         `kwargs` hold `request` and `options` where the sender wrote no record; wrong ones end the job as
         failed. Raises JobExpiredError (no record, and no body to make one of) and RedisUnavailableError
-        (the message should come again).
+        (the message should come again: Redis is away, or has lost events).
 
         Cancelled from outside it gives up its lease and lets go of the upstream; the log stays open.
         """
         problem = options = request = None
         if args or kwargs:
             problem, options, request = _read_arguments(args, kwargs)
-        claiming = asyncio.create_task(self._claim(job_id, request, options), name=f"claim-{job_id}")
-        interruption: asyncio.CancelledError | None = None
-        try:
-            takes = await asyncio.shield(claiming)
-        except asyncio.CancelledError as error:
-            # The script may have run by now; what it took must be given up.
-            interruption, takes = error, await claiming
+        takes = await self._claim(job_id, request, options)
         if isinstance(takes, Outcome):
-            if interruption is not None:
-                raise interruption
             return takes
         claim, decision = takes
         run = self._open_run(job_id, claim)
         outcome = Outcome("in_progress")
         try:
-            if interruption is not None:
-                raise interruption
             outcome = await self._run(run, claim, decision, problem)
         except asyncio.CancelledError:
             await self._give_up(run)
@@ -138,14 +129,7 @@ class Generator:
         decision: NextAttempt | End | None = None
         looks = 0
         while True:
-            claim = await self._log.claim(
-                job_id,
-                owner=self._owner,
-                lease_s=LEASE_S,
-                request=request,
-                options=options,
-                take_over=take_over,
-            )
+            claim = await self._claim_once(job_id, request, options, take_over)
             match claim.code:
                 case "CLAIMED":
                     return claim, decision
@@ -169,6 +153,37 @@ class Generator:
                     take_over = claim.attempt
                 case _:
                     assert_never(claim.code)
+
+    async def _claim_once(
+        self, job_id: str, request: bytes | None, options: Options | None, take_over: int | None
+    ) -> Claim:
+        """One call of the script. Cancelled meanwhile, it gives up what the script may have taken."""
+        call = asyncio.ensure_future(
+            self._log.claim(
+                job_id,
+                owner=self._owner,
+                lease_s=LEASE_S,
+                request=request,
+                options=options,
+                take_over=take_over,
+            )
+        )
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            claim = await call
+            if claim.code == "CLAIMED":
+                run = self._open_run(job_id, claim)
+                try:
+                    await self._give_up(run)
+                finally:
+                    self._close_run(run, Outcome("in_progress"))
+            raise
+
+    async def cancel_unstarted(self, job_id: str) -> None:
+        """Ends a job whose message the worker has dropped: revoked, or past its `expires`."""
+        if is_job_id(job_id):
+            await self._log.cancel(job_id, reason="task_revoked")
 
     async def _run(
         self, run: Run, claim: Claim, decision: NextAttempt | End | None, problem: WireError | None
@@ -219,20 +234,11 @@ class Generator:
         """Reads the upstream into the log. None: the log takes nothing more from this attempt."""
         request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
         self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
-        fold, writer = run.fold, run.writer
         failure: WireError | None = None
         async with run:
             try:
                 async with self._client.open(upstream, request_body(request), job_id=run.job_id) as stream:
-                    async for batch in stream.batches():
-                        now = time.time()
-                        run.saw_delta(now)
-                        for chunk, _ in batch:
-                            fold.add(chunk)
-                        writer.put_deltas([line for _, line in batch], now)
-                        if writer.is_full and not await writer.room():
-                            run.abort(Refused("FULL"))
-                            break
+                    await self._read(run, stream)
             except UpstreamError as error:
                 failure = error
             except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
@@ -243,19 +249,36 @@ class Generator:
         match run.cause:
             case None:
                 if failure is None:
-                    return at_end_of_stream(fold)
+                    return at_end_of_stream(run.fold)
                 return AsFailed(failure, "upstream" if isinstance(failure, UpstreamError) else "worker")
             case CancelWanted(request=wanted, heard_at=heard_at):
                 return AsCancelled(wanted, heard_at, run.upstream_closed_at)
             case DeadlinePassed(deadline=deadline):
-                return at_deadline(deadline, fold)
+                return at_deadline(deadline, run.fold)
             case Refused(code="FULL"):
                 return AsFailed(WireError("redis_unavailable", "Redis took no events for too long"), "worker")
             case Refused():
                 return None
 
+    async def _read(self, run: Run, stream: Stream) -> None:
+        """The token loop. Raises UpstreamError."""
+        fold, writer = run.fold, run.writer
+        async for batch in stream.batches():
+            now = time.time()
+            run.saw_delta(now)
+            for chunk, _ in batch:
+                fold.add(chunk)
+            writer.put_deltas([line for _, line in batch], now)
+            if writer.is_full:
+                with run.not_listening():
+                    has_room = await writer.room()
+                if not has_room:
+                    run.abort(Refused("FULL"))
+                    return
+
     async def _end(self, run: Run, ending: Ending | None) -> Outcome:
         """Writes the terminal event, unless the log has another owner by now."""
+        code: AppendCode = "STALE"
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while ending is not None:
@@ -283,11 +306,15 @@ class Generator:
                     ending = AsCancelled(request, time.time(), run.upstream_closed_at)
         except TimeoutError as error:
             raise RedisUnavailableError(f"the end of job {run.job_id} could not be written") from error
+        refusal = run.cause.code if isinstance(run.cause, Refused) else code
         _log.warning(
-            "the log takes nothing more from this attempt: %s",
-            run.cause,
-            extra={"job_id": run.job_id, "attempt": run.attempt},
+            "the log takes no more: %s", refusal, extra={"job_id": run.job_id, "attempt": run.attempt}
         )
+        if refusal == "GAP":
+            # Redis has lost events. The message comes again, and `recover` decides about the job.
+            raise RedisUnavailableError(f"events of job {run.job_id} were lost under its attempt")
+        if refusal == "MISSING":
+            raise JobExpiredError(f"the record of job {run.job_id} is gone")
         return Outcome("in_progress")
 
     def _put(self, run: Run, kind: type[Queued | InProgress | Restarted], **fields: Any) -> None:

@@ -1,6 +1,8 @@
 """A run: one attempt while it streams. What may end it from outside comes in here."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
@@ -52,6 +54,7 @@ class Run:
         """What became of the job; a second delivery of the job's message waits for it."""
         self.upstream_closed_at: float | None = None
         self.first_delta_at: float | None = None
+        self._is_listening = True
         self._streaming: asyncio.Task[object] | None = None
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
@@ -100,6 +103,16 @@ class Run:
             self.writer.note("first_delta_at", round(now, 6))
             self._watch()
 
+    @contextmanager
+    def not_listening(self) -> Iterator[None]:
+        """While the upstream is not read, its silence is ours."""
+        self._is_listening = False
+        try:
+            yield
+        finally:
+            self._is_listening = True
+            self._last_delta = self._loop.time()
+
     def timings(self, now: float) -> Timings:
         """Durations so far, from the record's creation; clocks of two machines never make one negative."""
         created_at = self.record.created_at
@@ -117,7 +130,8 @@ class Run:
         if self.first_delta_at is None:
             at, deadline = self._started + options.first_delta_timeout_s, "first_delta_timeout"
         else:
-            at, deadline = self._last_delta + options.idle_timeout_s, "idle_timeout"
+            last_delta = self._last_delta if self._is_listening else self._loop.time()
+            at, deadline = last_delta + options.idle_timeout_s, "idle_timeout"
         total_at = self._started + options.timeout_s
         if total_at < at:
             at, deadline = total_at, "total_timeout"

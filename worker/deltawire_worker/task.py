@@ -6,6 +6,7 @@ from typing import Any, Final
 from celery import Celery
 from celery.app.task import Context, Task
 from celery.exceptions import Reject
+from celery.signals import task_revoked
 from celery.worker.request import Request
 
 from deltawire.errors import DeltawireError, RedisUnavailableError, WireError
@@ -40,7 +41,7 @@ class PrivateRequest(Request):  # type: ignore[misc] # Celery ships no types
 
 
 def register(app: Celery) -> None:
-    """Adds the task to `app`, whose attribute `generator` is set when it runs."""
+    """Adds the task to `app`, which has `generator` and its `generator_loop` when it runs."""
 
     class Generate(Task):  # type: ignore[misc] # Celery ships no types
         name = TASK
@@ -66,3 +67,12 @@ def register(app: Celery) -> None:
             return {"job_id": job_id, "status": outcome.status}
 
     app.register_task(Generate())
+
+    def on_revoked(request: Any, terminated: bool, **_: Any) -> None:
+        # Celery drops the message of a task that is revoked or expires in the queue; one that runs, or
+        # has just been terminated, hears of it itself. This is the hub's thread.
+        if request.name == TASK and not terminated:
+            unstarted = app.generator.cancel_unstarted(str(request.id))
+            asyncio.run_coroutine_threadsafe(unstarted, app.generator_loop)
+
+    task_revoked.connect(on_revoked, weak=False)

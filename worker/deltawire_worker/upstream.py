@@ -85,6 +85,9 @@ class Stream:
                     if ending is DONE:
                         await _drain(source)
                         return
+                _, ending = self._read(b"")  # an event that was too large says so at the next look
+                if isinstance(ending, UpstreamError):
+                    raise ending
             except httpx.RequestError:
                 # The connection broke: the caller judges by what has come so far, as with a clean end.
                 return
