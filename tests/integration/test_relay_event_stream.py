@@ -1,14 +1,13 @@
 """The relay's event streams, on a real process and a real Redis (PROTOCOL §7)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from deltawire.redis_server import RedisServer
 from deltawire_relay import event_stream as event_stream_module
 from deltawire_relay import hub as hub_module
-from tests.support.producer import Producer, producer
+from tests.support.producer import Producer
 from tests.support.readers import (
     WAIT_S,
     event_stream,
@@ -19,18 +18,6 @@ from tests.support.readers import (
 from tests.support.relay_process import Keyring, RelayProcess, relay_in_process
 
 KEYS = Keyring(acme=("acme", ["read"]))
-
-
-@pytest.fixture(scope="module")
-def relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
-    with RelayProcess(redis_server.url) as process:
-        yield process
-
-
-@pytest.fixture
-async def jobs(redis_server: RedisServer) -> AsyncIterator[Producer]:
-    async with producer(redis_server.url) as made:
-        yield made
 
 
 async def test_a_stream_begins_with_subscribed_and_carries_every_event(

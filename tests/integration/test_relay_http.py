@@ -45,12 +45,6 @@ async def http(relay: RelayProcess) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture
-async def jobs(redis_server: RedisServer) -> AsyncIterator[Producer]:
-    async with producer(redis_server.url) as made:
-        yield made
-
-
 # Probes.
 
 

@@ -15,7 +15,7 @@ from deltawire_relay import hub as hub_module
 from deltawire_relay import subscriber as subscriber_module
 from deltawire_relay import websocket as websocket_module
 from deltawire_relay.frames import PING
-from tests.support.producer import Producer, producer
+from tests.support.producer import Producer
 from tests.support.readers import (
     WAIT_S,
     WebSocketReader,
@@ -33,21 +33,9 @@ KEYS = Keyring(
 
 
 @pytest.fixture(scope="module")
-def relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
-    with RelayProcess(redis_server.url) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def keyed(redis_server: RedisServer) -> Iterator[RelayProcess]:
     with RelayProcess(redis_server.url, {"DELTAWIRE_API_KEYS": KEYS.text}) as process:
         yield process
-
-
-@pytest.fixture
-async def jobs(redis_server: RedisServer) -> AsyncIterator[Producer]:
-    async with producer(redis_server.url) as made:
-        yield made
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """A client that is cut anywhere goes on exactly where it stood (PROTOCOL §4.3, §6.4, §7)."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from deltawire.fold import LogFold
 from deltawire.redis_server import RedisServer
-from tests.support.producer import ProducedJob, Producer, producer
+from tests.support.producer import ProducedJob, Producer
 from tests.support.readers import (
     Message,
     event_stream,
@@ -25,22 +25,10 @@ DELTAS = 30
 
 
 @pytest.fixture(scope="module")
-def relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
-    with RelayProcess(redis_server.url) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def second_relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
     """Relays hold no state: a client may come back to another one."""
     with RelayProcess(redis_server.url) as process:
         yield process
-
-
-@pytest.fixture
-async def jobs(redis_server: RedisServer) -> AsyncIterator[Producer]:
-    async with producer(redis_server.url) as made:
-        yield made
 
 
 async def long_job(jobs: Producer) -> ProducedJob:

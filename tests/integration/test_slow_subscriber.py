@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from deltawire.redis_server import RedisServer
-from tests.support.producer import ProducedJob, Producer, producer
+from tests.support.producer import ProducedJob, Producer
 from tests.support.readers import WAIT_S, numbers, websocket
 from tests.support.relay_process import RelayProcess
 
@@ -21,12 +21,6 @@ def relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
     """A process of its own: its memory is measured."""
     with RelayProcess(redis_server.url) as process:
         yield process
-
-
-@pytest.fixture
-async def jobs(redis_server: RedisServer) -> AsyncIterator[Producer]:
-    async with producer(redis_server.url) as made:
-        yield made
 
 
 async def flow(job: ProducedJob) -> None:

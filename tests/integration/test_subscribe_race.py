@@ -21,12 +21,6 @@ AT_ONCE = 20
 DELTAS = 40
 
 
-@pytest.fixture(scope="module")
-def relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
-    with RelayProcess(redis_server.url) as process:
-        yield process
-
-
 async def write(job: ProducedJob, randomness: random.Random) -> None:
     """The whole life of a job, with deltas in bursts and short silences."""
     await job.submit()

@@ -1,0 +1,94 @@
+"""The client against a real relay, through a proxy that cuts its connections."""
+
+import asyncio
+import random
+from urllib.parse import urlsplit
+
+import pytest
+
+from deltawire.client import AsyncClient, JobUnavailableError, text_of
+from deltawire.events import Event
+from deltawire.messages import Snapshot
+from deltawire.redis_server import free_port
+from tests.support.producer import Producer
+from tests.support.relay_process import RelayProcess
+from tests.support.tcp_proxy import tcp_proxy
+
+DELTAS = 200
+CUTS = 20
+REQUEST = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+async def test_a_caller_sees_every_event_once_however_often_the_connection_breaks(
+    relay: RelayProcess, jobs: Producer
+) -> None:
+    """The client reconnects and resumes by itself (PROTOCOL §6.4)."""
+    job = await jobs.running()
+    randomness = random.Random(7)
+    async with tcp_proxy(urlsplit(relay.url).port or 0) as proxy:
+
+        async def produce() -> None:
+            for number in range(DELTAS):
+                await job.deltas(f"{number} ")
+                if randomness.random() < CUTS / DELTAS:
+                    proxy.cut()
+                await asyncio.sleep(0.005)
+            await job.end()
+
+        producing = asyncio.create_task(produce())
+        async with AsyncClient(f"http://127.0.0.1:{proxy.port}") as client:
+            events: list[Event | Snapshot] = [event async for event in client.events(job.job_id)]
+        await producing
+        assert proxy.connections > CUTS // 3
+    assert [event.sequence_number for event in events] == list(range(1, job.top + 1))
+    assert "".join(text for event in events for text in text_of(event)).endswith(f"{DELTAS - 1} ")
+
+
+async def test_a_reader_can_begin_where_it_left_off(relay: RelayProcess, jobs: Producer) -> None:
+    """`starting_after` is the last number that it has."""
+    job = await jobs.running("a", "b", "c")
+    await job.end()
+    async with AsyncClient(relay.url) as client:
+        events = [event async for event in client.events(job.job_id, starting_after=4)]
+    assert [event.sequence_number for event in events] == list(range(5, job.top + 1))
+
+
+async def test_submit_retrieve_and_cancel(relay: RelayProcess) -> None:
+    """The commands, by HTTP."""
+    async with AsyncClient(relay.url) as client:
+        job = await client.submit(REQUEST, {"metadata": {"a": "b"}}, idempotency_key="once")
+        assert (await client.submit(REQUEST, {"metadata": {"a": "b"}}, idempotency_key="once")).id == job.id
+        assert (await client.retrieve(job.id))["metadata"] == {"a": "b"}
+        result = await client.cancel(job.id, reason="enough")
+    assert (result.status, result.cancelled_from, result.delivered) == ("cancelled", "queued", True)
+
+
+async def test_a_refusal_is_an_error_with_its_code(relay: RelayProcess) -> None:
+    """The relay's words, not a status code."""
+    async with AsyncClient(relay.url) as client:
+        with pytest.raises(JobUnavailableError) as caught:
+            await client.submit({"model": "m"})
+        assert caught.value.error is not None
+        assert caught.value.error.param == "request.messages"
+        with pytest.raises(JobUnavailableError) as caught:
+            async for _ in client.events("not.a.job.id"):
+                pass
+        assert caught.value.error is not None
+        assert caught.value.error.code == "invalid_job_id"
+
+
+async def test_no_relay_is_an_error_that_says_where() -> None:
+    """For commands at once."""
+    address = f"http://127.0.0.1:{free_port()}"
+    async with AsyncClient(address) as client:
+        with pytest.raises(JobUnavailableError, match=address):
+            await client.submit(REQUEST)
+
+
+async def test_a_relay_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever (§4.4)."""
+    monkeypatch.setattr("deltawire.client.async_client.GIVE_UP_AFTER_S", 0.2)
+    async with AsyncClient(f"http://127.0.0.1:{free_port()}") as client:
+        with pytest.raises(JobUnavailableError, match="cannot be reached"):
+            async for _ in client.events("job"):
+                pass

@@ -1,0 +1,156 @@
+"""The command line, as far as it needs no services."""
+
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deltawire import __version__
+from deltawire.api_keys import parse_api_keys
+from deltawire.cli import commands
+from deltawire.client import Job, JobUnavailableError
+from deltawire.codec import decode
+from deltawire.errors import Error
+from deltawire.events import Event
+from deltawire.messages import CancelResult
+from tests.support.sample_events import cancelled, completed, delta, line, queued
+
+runner = CliRunner()
+
+
+class FakeClient:
+    """Stands in for the client; remembers what it was asked for."""
+
+    asked: dict[str, Any]
+    events_of_job: list[Event]
+    error: JobUnavailableError | None
+
+    def __init__(self, url: str, *, api_key: str | None) -> None:
+        FakeClient.asked = {"url": url, "api_key": api_key}
+
+    async def __aenter__(self) -> "FakeClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def submit(self, body: dict[str, Any]) -> Job:
+        FakeClient.asked["body"] = body
+        if FakeClient.error:
+            raise FakeClient.error
+        return Job("job-1", "queued", {})
+
+    async def cancel(self, job_id: str, *, reason: str) -> CancelResult:
+        FakeClient.asked |= {"job_id": job_id, "reason": reason}
+        return CancelResult(job_id=job_id, status="cancelled", cancelled_from="queued", delivered=True)
+
+    async def events(self, job_id: str, *, starting_after: int) -> AsyncGenerator[Event]:
+        FakeClient.asked |= {"job_id": job_id, "starting_after": starting_after}
+        for event in FakeClient.events_of_job:
+            yield event
+
+
+@pytest.fixture(autouse=True)
+def client(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClient.error = None
+    FakeClient.events_of_job = [
+        decode(line(event)) for event in (queued(1), delta(2), delta(3), completed(4))
+    ]
+    monkeypatch.setattr(commands, "AsyncClient", FakeClient)
+    for name in ("DELTAWIRE_PORT", "DELTAWIRE_PUBLIC_URL", "DELTAWIRE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_submit_prints_the_id() -> None:
+    """So that `tail` and `cancel` can be given it in a shell."""
+    result = runner.invoke(commands.app, ["submit", "Hello", "--model", "m"])
+    assert (result.exit_code, result.stdout) == (0, "job-1\n")
+    assert FakeClient.asked["body"] == {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+    assert FakeClient.asked["url"] == "http://127.0.0.1:8080"
+
+
+def test_the_prompt_can_come_from_standard_input_and_a_file_adds_fields(tmp_path: Path) -> None:
+    """`-` reads the prompt; --request overrides and adds what the file says."""
+    (tmp_path / "more.json").write_text('{"temperature": 0}')
+    result = runner.invoke(
+        commands.app, ["submit", "-", "--request", str(tmp_path / "more.json")], input="Hi"
+    )
+    assert result.exit_code == 0
+    assert FakeClient.asked["body"]["messages"][0]["content"] == "Hi"
+    assert FakeClient.asked["body"]["temperature"] == 0
+
+
+def test_a_request_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    """Usage errors exit with 2 and name the option."""
+    (tmp_path / "bad.json").write_text("[]")
+    result = runner.invoke(commands.app, ["submit", "x", "--request", str(tmp_path / "bad.json")])
+    assert result.exit_code == 2
+    assert "--request" in result.output
+
+
+def test_following_prints_the_text_and_says_how_it_ended() -> None:
+    """The text goes to standard output alone, so that it can be piped."""
+    result = runner.invoke(commands.app, ["tail", "job-1", "--starting-after", "0"])
+    assert result.exit_code == 0
+    assert "completed" in result.stderr
+    assert "completed" not in result.stdout
+
+
+def test_json_prints_every_event_as_a_line() -> None:
+    """One JSON object a line, nothing else."""
+    result = runner.invoke(commands.app, ["tail", "job-1", "--json"])
+    assert [json.loads(text)["sequence_number"] for text in result.stdout.splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_job_that_did_not_complete_is_exit_code_1() -> None:
+    """For scripts."""
+    FakeClient.events_of_job = [decode(line(queued(1))), decode(line(cancelled(2)))]
+    result = runner.invoke(commands.app, ["tail", "job-1"])
+    assert result.exit_code == 1
+    assert "cancelled" in result.stderr
+
+
+def test_a_refusal_is_said_with_its_code() -> None:
+    """No traceback."""
+    error = Error(
+        message="send an API key", type="authentication_error", code="missing_credentials", retryable=False
+    )
+    FakeClient.error = JobUnavailableError("send an API key", error)
+    result = runner.invoke(commands.app, ["submit", "x"])
+    assert result.exit_code == 1
+    assert "send an API key (missing_credentials)" in result.stderr
+
+
+def test_cancel_says_what_it_met() -> None:
+    """Also where the address and key come from the environment."""
+    environment = {"DELTAWIRE_PUBLIC_URL": "https://relay.example", "DELTAWIRE_API_KEY": "dw_x"}
+    result = runner.invoke(commands.app, ["cancel", "job-1", "--reason", "enough"], env=environment)
+    assert result.stdout == "job-1 is cancelled (was queued)\n"
+    assert FakeClient.asked == {
+        "url": "https://relay.example",
+        "api_key": "dw_x",
+        "job_id": "job-1",
+        "reason": "enough",
+    }
+
+
+def test_a_new_key_is_an_entry_that_the_relay_reads() -> None:
+    """The text is shown once; the entry has its hash."""
+    result = runner.invoke(commands.app, ["keys", "new", "backend", "--tenant", "acme", "--scope", "read"])
+    key_line, entry_line = result.stdout.splitlines()
+    (key,) = parse_api_keys(entry_line.split()[-1])
+    assert (key.name, key.tenant, key.scopes) == ("backend", "acme", frozenset({"read"}))
+    assert key_line.split()[-1].startswith("dw_")
+
+
+@pytest.mark.parametrize("args", [["a:b"], ["a", "--tenant", "x,y"], ["a", "--scope", "fly"]])
+def test_a_key_that_could_not_be_read_back_is_not_made(args: list[str]) -> None:
+    """Colons and commas are separators; scopes are known ones."""
+    assert runner.invoke(commands.app, ["keys", "new", *args]).exit_code == 2
+
+
+def test_the_version() -> None:
+    """`deltawire --version`."""
+    assert runner.invoke(commands.app, ["--version"]).stdout == f"deltawire {__version__}\n"
