@@ -68,10 +68,10 @@ def register(app: Celery) -> None:
 
     app.register_task(Generate())
 
-    def on_revoked(request: Any, terminated: bool, **_: Any) -> None:
+    def on_revoked(sender: Task, request: Context, terminated: bool, **_: Any) -> None:
         # Celery drops the message of a task that is revoked or expires in the queue; one that runs, or
         # has just been terminated, hears of it itself. This is the hub's thread.
-        if request.name == TASK and not terminated:
+        if sender.name == TASK and not terminated:
             unstarted = app.generator.cancel_unstarted(str(request.id))
             asyncio.run_coroutine_threadsafe(unstarted, app.generator_loop)
 
