@@ -32,6 +32,7 @@ def main() -> int:
     configure(log_format=settings.log_format, level=settings.log_level)
     for name in ("celery", "kombu", "httpx"):
         logging.getLogger(name).setLevel("WARNING")
+    from celery.exceptions import CPendingDeprecationWarning
     from celery.platforms import SecurityWarning
     from celery.signals import setup_logging
 
@@ -39,6 +40,8 @@ def main() -> int:
 
     # Celery warns root about pickle; this app takes JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    # On each lost connection it says what a future version will do; ours is set.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_first_line)
     # A receiver, any receiver, keeps Celery from setting up logging over ours.
     setup_logging.connect(_leave_logging_alone)
