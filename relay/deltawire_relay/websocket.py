@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Final, assert_never
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.server import ServerConnection
@@ -37,6 +37,7 @@ from deltawire.messages import (
 from .auth import Gate, Principal, bearer_token
 from .frames import PING, message_frame
 from .hub import Hubs
+from .inbound import decode_message, envelope, one_job, subscription
 from .jobs import Jobs, check_job_id
 from .subscriber import Subscriber
 from .tail import Batch
@@ -49,7 +50,6 @@ MAX_MESSAGE_BYTES: Final = 65_536
 MAX_TASKS: Final = 32
 
 _log = logging.getLogger(__name__)
-_decoder: Final[msgspec.json.Decoder[ClientMessage]] = msgspec.json.Decoder(ClientMessage)
 
 
 class WebSocketDoor:
@@ -105,14 +105,6 @@ def check_path(connection: ServerConnection, request: Request) -> Response | Non
     """A response for a path that is no WebSocket of ours."""
     if one_job(request.path) is None and urlsplit(request.path).path != "/v1/ws":
         return connection.respond(HTTPStatus.NOT_FOUND, "WebSockets live at /v1/ws and /v1/jobs/{id}/ws\n")
-    return None
-
-
-def one_job(path: str) -> str | None:
-    """The job id in /v1/jobs/{id}/ws; None for any other path."""
-    match urlsplit(path).path.split("/"):
-        case ["", "v1", "jobs", job_id, "ws"]:
-            return unquote(job_id)
     return None
 
 
@@ -230,7 +222,7 @@ class Connection(ServerConnection):
             self._beat()
             self._one_job = one_job(self.request.path)
             if self._one_job is not None:
-                await self._subscribe(_subscription(self._one_job, urlsplit(self.request.path).query))
+                await self._subscribe(subscription(self._one_job, urlsplit(self.request.path).query))
             async for data in self:
                 await self._receive(data)
                 # A client that asks but does not read is not asked for more.
@@ -257,7 +249,7 @@ class Connection(ServerConnection):
             return
         try:
             async with asyncio.timeout(AUTHENTICATION_TIMEOUT_S):
-                message = _decode(await self.recv())
+                message = decode_message(await self.recv())
         except TimeoutError as error:
             raise WireError("missing_credentials", "no authenticate message came in time") from error
         if not isinstance(message, Authenticate):
@@ -269,7 +261,7 @@ class Connection(ServerConnection):
         """One message. A refusal leaves the socket open, unless the peer does not speak the protocol."""
         message: ClientMessage | None = None
         try:
-            message = _decode(data)
+            message = decode_message(data)
             if isinstance(message, Subscribe):
                 await self._subscribe(message)
             elif isinstance(message, Unsubscribe):
@@ -285,8 +277,8 @@ class Connection(ServerConnection):
             refusal = error if isinstance(error, WireError) else _redis_unavailable()
             if (message is None or isinstance(message, Authenticate)) and refusal.kind.close_code is not None:
                 raise refusal from error
-            envelope = _envelope(data) if message is None else message
-            self._refuse(refusal, job_id=getattr(envelope, "job_id", None), request_id=envelope.request_id)
+            said = envelope(data) if message is None else message
+            self._refuse(refusal, job_id=getattr(said, "job_id", None), request_id=said.request_id)
 
     async def _subscribe(self, message: Subscribe) -> None:
         assert self._principal is not None  # noqa: S101 - authenticated before
@@ -365,41 +357,3 @@ def _header(request: Request, name: str) -> str | None:
 
 def _redis_unavailable() -> WireError:
     return WireError("redis_unavailable", "the relay cannot reach Redis; try again", retry_after_s=1.0)
-
-
-def _subscription(job_id: str, query: str) -> Subscribe:
-    """What /v1/jobs/{id}/ws?starting_after=&mode= asks for. Raises WireError."""
-    fields: dict[str, Any] = {name: values[-1] for name, values in parse_qs(query).items()}
-    try:
-        return msgspec.convert({**fields, "type": "subscribe", "job_id": job_id}, Subscribe, strict=False)
-    except msgspec.ValidationError as error:
-        raise WireError("invalid_request", f"the query does not fit: {error}") from error
-
-
-class _Envelope(msgspec.Struct):
-    """What an answer repeats of a message that is wrong in other ways."""
-
-    request_id: str | None = None
-    job_id: str | None = None
-
-
-def _envelope(data: str | bytes) -> _Envelope:
-    try:
-        return msgspec.json.decode(data, type=_Envelope)
-    except msgspec.DecodeError:
-        return _Envelope()
-
-
-def _decode(data: str | bytes) -> ClientMessage:
-    """Raises WireError. What is no JSON object in a text frame has a close code, a wrong field has none."""
-    if isinstance(data, bytes):
-        raise WireError("binary_frame", "messages are text frames of JSON")
-    try:
-        return _decoder.decode(data)
-    except msgspec.ValidationError as error:
-        if not data.lstrip().startswith("{"):
-            raise WireError("invalid_json", "messages are JSON objects") from error
-        code = "unknown_message_type" if "$.type" in str(error) else "invalid_request"
-        raise WireError(code, f"not a message of this protocol: {error}") from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise WireError("invalid_json", f"messages are JSON objects: {error}") from error
