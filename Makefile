@@ -7,6 +7,7 @@ UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --gener
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
 .venv/.installed: requirements/dev.txt pyproject.toml
+	@echo "installing into .venv (once, about a minute)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

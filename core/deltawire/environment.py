@@ -46,6 +46,15 @@ class Environment:
             return value
         return ""
 
+    def header_secret(self, name: str) -> str:
+        """A secret that goes into an HTTP header. Raises ConfigurationError for what cannot."""
+        value = self.secret(name)
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise ConfigurationError(
+                f"{name} holds what cannot stand in a header (blanks, or other than ASCII)"
+            )
+        return value
+
     def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
         """Raises ConfigurationError for anything but one of the choices."""
         value = self.text(name, default)

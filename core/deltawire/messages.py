@@ -67,7 +67,7 @@ class Unsubscribed(_Message, frozen=True, kw_only=True, tag="unsubscribed"):
 
 
 class CancelResult(_Message, frozen=True, kw_only=True, tag="cancel_result"):
-    """`delivered`: the worker has acknowledged, or there was none to tell."""
+    """`delivered`: the job has ended; if not, its worker has been told, or its claim will find the key."""
 
     job_id: str
     status: str

@@ -10,7 +10,7 @@ import msgspec
 
 from deltawire.codec import decode
 from deltawire.errors import WireError
-from deltawire.events import Cancelled, Failed, Incomplete, TerminalEvent
+from deltawire.events import TERMINAL_STATUSES, Cancelled, Failed, Incomplete, TerminalEvent
 from deltawire.fold import LogFold
 from deltawire.keys import is_job_id
 from deltawire.log import JobLog, Record
@@ -151,7 +151,7 @@ class Jobs:
             )
         async with self._hubs.hold(job_id) as hub:
             cancellation = await self._log.cancel(job_id, reason=reason, tenant=principal.tenant)
-            status, delivered = cancellation.status, cancellation.status == "cancelled"
+            status, delivered = cancellation.status, cancellation.status in TERMINAL_STATUSES
             if cancellation.cancelled_from == "in_progress":
                 delivered = await hub.ends(CANCEL_WAIT_S)
                 status = hub.status

@@ -166,9 +166,11 @@ class _Doorkeeper:
 
 def _position(request: Request) -> int:
     """Where the client stands: Last-Event-ID beats starting_after."""
-    text = request.headers.get("last-event-id") or request.query_params.get("starting_after", "0")
+    name, text = "Last-Event-ID", request.headers.get("last-event-id")
+    if not text:
+        name, text = "starting_after", request.query_params.get("starting_after", "0")
     if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise WireError("invalid_request", "starting_after is a sequence number", param="starting_after")
+        raise WireError("invalid_request", f"{name} must be a sequence number", param=name)
     return int(text)
 
 

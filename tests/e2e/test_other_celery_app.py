@@ -1,7 +1,7 @@
 """Another Celery app on the same Redis database keeps its own long tasks.
 
 kombu keeps what is not acknowledged in keys that all apps on a database share by default, and whoever has
-the shortest visibility time-out restarts the others' tasks (design, section 7). This module is also that
+the shortest visibility time-out restarts the others' tasks. This module is also that
 other app: `celery -A tests.e2e.test_other_celery_app worker`.
 """
 

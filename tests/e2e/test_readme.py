@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -53,6 +54,26 @@ async def test_the_javascript_client_shows_the_text(system: System) -> None:
     code = page + here(blocks("javascript")[0], system)
     output = await run(NODE, "--experimental-eventsource", "--no-warnings", "--input-type=module", "-e", code)
     assert HAIKU in output
+
+
+async def test_a_slow_job_can_be_watched_and_cancelled(system: System) -> None:
+    """The README's second example: submit, tail, cancel."""
+    environment = {**os.environ, "DELTAWIRE_PUBLIC_URL": system.relay_url}
+    slow = str(Path(__file__).parents[2] / "examples" / "slow.json")
+
+    async def deltawire(*args: str) -> str:
+        command = (sys.executable, "-c", "from deltawire.cli import main; main()", *args)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
+        )
+        return (await process.communicate())[0].decode()
+
+    job_id = (await deltawire("submit", "Tell me a long story about rivers.", "--request", slow)).strip()
+    tail = asyncio.create_task(deltawire("tail", job_id))
+    await watch(system, job_id, until=lambda event: event["sequence_number"] >= 5)
+    assert "cancelled" in await deltawire("cancel", job_id)
+    assert (await tail).strip()
+    assert check_whole(await watch(system, job_id))["type"] == "cancelled"
 
 
 async def test_curl_is_enough(system: System) -> None:

@@ -1,6 +1,7 @@
 """`deltawire up`: one command, and nothing left behind."""
 
 import os
+import pty
 import re
 import signal
 import socket
@@ -82,6 +83,37 @@ def test_up_runs_everything_and_leaves_nothing(
     lines = output.read_text()
     for name in ("relay │", "worker │", "gateway │", "submit --follow", "stopping"):
         assert name in lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_terminal_that_is_closed_leaves_nothing() -> None:
+    """The window goes: SIGHUP comes, and printing fails; all services are stopped all the same."""
+    marker = f"DELTAWIRE_TEST_MARKER={os.getpid()}-{time.monotonic_ns()}"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DELTAWIRE_")}
+    environment |= {"DELTAWIRE_PORT": str(free_port()), "DELTAWIRE_WORKER_PORT": str(free_port())}
+    environment |= dict([marker.split("=")])
+    window, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from deltawire.cli import main; main()", "up"],
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    try:
+        said = b""
+        while b"deltawire is up" not in said:
+            said += os.read(window, 4_096)
+        os.close(window)
+        process.send_signal(signal.SIGHUP)
+        process.wait(30)
+        assert processes_with(marker) == []
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def test_up_says_which_port_is_taken() -> None:

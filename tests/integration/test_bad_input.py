@@ -22,7 +22,7 @@ from tests.support.relay_process import Keyring, RelayProcess
 class Case(NamedTuple):
     """One row. `answer` is the HTTP status, the close code, or "open": an error, and the socket goes on."""
 
-    door: Literal["POST /v1/jobs", "any HTTP path", "job paths", "event stream", "WebSocket"]
+    door: Literal["POST /v1/jobs", "HTTP", "job paths", "event stream", "WebSocket"]
     input: str
     answer: int | Literal["open"]
     code: str | None
@@ -73,7 +73,7 @@ def subscribe(**fields: Any) -> dict[str, Any]:
 
 
 CREATE: Any = "POST /v1/jobs"
-ANY: Any = "any HTTP path"
+ANY: Any = "HTTP"
 PATHS: Any = "job paths"
 STREAM: Any = "event stream"
 

@@ -395,7 +395,7 @@ FAULTS: Final[list[tuple[dict[str, Any], str, Any, int | None]]] = [
 async def test_every_fault_has_its_ending(
     bench: Bench, script: dict[str, Any], kind: str, reason: Any, status_code: int | None
 ) -> None:
-    """As section 5 of the design has it: failed before the first delta, incomplete after it."""
+    """PROTOCOL §2.3: failed before the first delta, incomplete after it."""
     options = {"first_delta_timeout_s": 0.2, "idle_timeout_s": 0.2}
     outcome = await bench.run("job", request(deltas=6, **script), options)
     events = await bench.ended("job")

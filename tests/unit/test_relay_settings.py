@@ -1,4 +1,4 @@
-"""The relay's settings are read once, checked, and hide their secrets (design §5, .env.example)."""
+"""The relay's settings are read once, checked, and hide their secrets (.env.example)."""
 
 from pathlib import Path
 

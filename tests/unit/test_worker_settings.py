@@ -22,7 +22,7 @@ def test_a_gateway_is_all_that_must_be_set() -> None:
 
 
 def test_every_variable_arrives() -> None:
-    """Each under its name in the design."""
+    """Each under its documented name."""
     made = settings(
         DELTAWIRE_REDIS_URL="redis://data/1",
         DELTAWIRE_BROKER_URL="amqp://broker",
@@ -45,6 +45,8 @@ def test_every_variable_arrives() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("DELTAWIRE_UPSTREAM_API_KEY", "sk-…"),
+        ("DELTAWIRE_UPSTREAM_API_KEY", "two words"),
         ("DELTAWIRE_UPSTREAM_BASE_URL", ""),
         ("DELTAWIRE_UPSTREAM_BASE_URL", "gateway.example/v1"),
         ("DELTAWIRE_UPSTREAM_BASE_URL", "ftp://gateway.example/v1"),

@@ -22,7 +22,7 @@ Draining: an attribute `pool_drain_timeout_s` of the app bounds a warm shutdown 
 is cancelled and its message goes back to the broker. It does what Celery's soft shutdown does, without the
 hub asleep: tasks are acknowledged as they end, and the worker leaves as soon as the last one has.
 
-Limits of the design: code of a task body outside `await_`, and the tracer's own broker calls (`retry`,
+Known limits: code of a task body outside `await_`, and the tracer's own broker calls (`retry`,
 `link=`), block the loop while they run. A body that does not come back to `await_` cannot be stopped.
 """
 

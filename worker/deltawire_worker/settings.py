@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             redis_url=redis_url,
             broker_url=environment.secret("DELTAWIRE_BROKER_URL") or redis_url,
-            upstream=Upstream("default", base_url, environment.secret("DELTAWIRE_UPSTREAM_API_KEY")),
+            upstream=Upstream("default", base_url, environment.header_secret("DELTAWIRE_UPSTREAM_API_KEY")),
             key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
             host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
             worker_port=environment.integer("DELTAWIRE_WORKER_PORT", 8081),

@@ -71,7 +71,10 @@ def relay() -> None:
     _become("deltawire_relay")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def gateway(context: typer.Context) -> None:
     """Run the scripted OpenAI-compatible gateway, for demos and tests (--host, --port, --rate, --api-key)."""
     _become("deltawire.gateway", *context.args)
@@ -89,7 +92,7 @@ def submit(
     url: Url = "",
     api_key: Key = "",
 ) -> None:
-    """Enqueue a chat job."""
+    """Enqueue a chat job. With --follow the exit code is 0 only if it completes."""
     text = sys.stdin.read() if prompt == "-" else prompt
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}]}
     if request is not None:
@@ -119,7 +122,7 @@ def tail(
     url: Url = "",
     api_key: Key = "",
 ) -> None:
-    """Follow a job, from its beginning or from where you left off."""
+    """Follow a job, from its beginning or from where you left off. Exit code 0 only if it completes."""
 
     async def run() -> int:
         async with _client(url, api_key) as client:
@@ -140,6 +143,11 @@ def cancel(
     async def run() -> int:
         async with _client(url, api_key) as client:
             result = await client.cancel(job_id, reason=reason)
+        if result.status == "unknown":
+            _out.print(
+                f"{job_id} is unknown; if a job of this id comes within a day, it is cancelled at once"
+            )
+            return 0
         came_from = f" (was {result.cancelled_from})" if result.cancelled_from else ""
         told = (
             "" if result.delivered or result.cancelled_from is None else "; its worker has not answered yet"

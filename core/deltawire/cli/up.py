@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import Final
 from urllib.request import ProxyHandler, build_opener
 
@@ -19,6 +20,7 @@ from deltawire.redis_server import NoRedisServerError, RedisServer, free_port
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 15.0
+REDIS_PORT: Final = 6379
 _STYLES: Final = {"gateway": "magenta", "worker": "green", "relay": "cyan"}
 
 _console: Final = Console(highlight=False, soft_wrap=True)
@@ -71,7 +73,7 @@ class _Service:
         async for line in self._process.stdout:
             text = Text(f"{self.name:>7} │ ", style=_STYLES[self.name])
             text.append(line.decode(errors="replace").rstrip(), style="default")
-            _console.print(text)
+            _say(text)
 
 
 def up() -> int:
@@ -83,16 +85,21 @@ def up() -> int:
         for name, default in (("DELTAWIRE_PORT", "8080"), ("DELTAWIRE_WORKER_PORT", "8081")):
             _check_port(name, environment.setdefault(name, default))
         if not (environment.get("DELTAWIRE_REDIS_URL") or environment.get("DELTAWIRE_REDIS_URL_FILE")):
-            redis = RedisServer()
-            redis.start()
+            redis = _start_redis()
             environment["DELTAWIRE_REDIS_URL"] = redis.url
         return asyncio.run(_run(environment, has_own_redis=redis is not None))
     except (NoRedisServerError, _ServiceError) as error:
-        _console.print(Text(f"deltawire up: {error}", style="red"))
+        _say(Text(f"deltawire up: {error}", style="red"))
         return 1
     finally:
         if redis is not None:
             redis.stop()
+
+
+def _say(text: Text) -> None:
+    # A terminal that was closed must not keep us from stopping what we started.
+    with suppress(OSError):
+        _console.print(text)
 
 
 def _check_port(name: str, value: str) -> None:
@@ -102,6 +109,17 @@ def _check_port(name: str, value: str) -> None:
             probe.bind(("127.0.0.1", int(value)))
     except (OSError, ValueError, OverflowError) as error:
         raise _ServiceError(f"port {value} cannot be used ({error}); set {name} to another one") from error
+
+
+def _start_redis() -> RedisServer:
+    """On Redis' own port, so that examples work as they stand; on any other if that one is taken."""
+    try:
+        _check_port("", str(REDIS_PORT))
+        redis = RedisServer(port=REDIS_PORT)
+    except _ServiceError:
+        redis = RedisServer()
+    redis.start()
+    return redis
 
 
 async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
@@ -135,7 +153,7 @@ async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
         return 0
     finally:
         if stopping.is_set():
-            _console.print(Text("stopping", style="dim"))
+            _say(Text("stopping: running jobs have a moment to finish", style="dim"))
         # The worker first: it gives up its streams while everything that they need is still there.
         for service in reversed(services):
             await service.stop()
@@ -166,14 +184,20 @@ def _say_hello(
     redis = environment.get("DELTAWIRE_REDIS_URL", "") if has_own_redis else "as configured"
     gateway = environment["DELTAWIRE_UPSTREAM_BASE_URL"] + (" (scripted)" if has_own_gateway else "")
     program = os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]
-    _console.print(
+    key = ""
+    if environment.get("DELTAWIRE_API_KEYS") or environment.get("DELTAWIRE_API_KEYS_FILE"):
+        key = (
+            "  export DELTAWIRE_API_KEY=…   (the relay wants one; with curl: -H 'Authorization: Bearer …')\n"
+        )
+    _say(
         Text.assemble(
             ("\ndeltawire is up", "bold green"),
             f"   relay {relay_url}   gateway {gateway}   redis {redis}\n\n",
             ("In a second terminal:\n", "bold"),
+            key,
             f'  {program} submit --follow "Write a haiku about streaming."\n',
             f"  curl -N {relay_url}/v1/jobs/JOB_ID/events\n",
             f"  {program} cancel JOB_ID\n\n",
-            ("Ctrl-C stops everything.\n", "dim"),
+            ("Ctrl-C stops everything" + (" and forgets all jobs.\n" if has_own_redis else ".\n"), "dim"),
         )
     )

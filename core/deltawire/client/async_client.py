@@ -1,6 +1,7 @@
 """The asynchronous client, over HTTP for commands and WebSocket for events."""
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
@@ -25,6 +26,7 @@ GIVE_UP_AFTER_S: Final = 60.0
 MAX_MESSAGE_BYTES: Final = 16_777_216  # a snapshot of a long job
 
 _decoder: Final[msgspec.json.Decoder[Event | ServerMessage]] = msgspec.json.Decoder(Event | ServerMessage)
+_log = logging.getLogger(__name__)
 _KNOWN: Final = frozenset(
     str(kind.__struct_config__.tag).encode() for kind in (*Event.__args__, *ServerMessage.__args__)
 )
@@ -116,6 +118,8 @@ class AsyncClient:
                 silent_for_s = asyncio.get_running_loop().time() - last_heard
                 if final := _reason_to_give_up(error, silent_for_s):
                     raise final from error
+                if not failures:
+                    _log.warning("the connection to the relay was lost; reconnecting")
             failures += 1
             backoff_s = random.uniform(0, min(RECONNECT_MAX_S, 0.1 * 2 ** min(failures, 10)))  # noqa: S311 - jitter
             await asyncio.sleep(max(wait_s, backoff_s))
