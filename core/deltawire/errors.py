@@ -77,6 +77,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     # How a job can fail.
     "queue_timeout": ErrorKind(_SERVER, 504, retryable=True),
     "worker_lost": ErrorKind(_SERVER, 502, retryable=True),
+    "worker_shutdown": ErrorKind(_SERVER, 503, retryable=True),
     "upstream_unreachable": ErrorKind(_UPSTREAM, 502, retryable=True),
     "connect_timeout": ErrorKind(_UPSTREAM, 504, retryable=True),
     "first_delta_timeout": ErrorKind(_UPSTREAM, 504, retryable=True),

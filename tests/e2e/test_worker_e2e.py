@@ -356,19 +356,29 @@ async def test_a_worker_that_is_told_to_stop_leaves_with_its_last_stream() -> No
         assert time.monotonic() - began < 4
 
 
-async def test_a_stream_that_outlives_the_grace_is_brought_to_an_end_by_another_worker() -> None:
-    """The one that leaves gives up its lease; readers see one terminal event."""
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [({}, ("failed", "worker_shutdown", 1)), ({"restart": "always"}, ("completed", None, 2))],
+    ids=["default", "restart always"],
+)
+async def test_a_stream_that_outlives_the_grace_gets_its_one_end(
+    options: dict[str, Any], ending: tuple[str, str | None, int]
+) -> None:
+    """By the worker that leaves, or, where the job says so, by the next one (PROTOCOL §2.4)."""
     with System(worker_environment={"DELTAWIRE_SHUTDOWN_GRACE_S": "0.5"}) as system:
-        job_id = await submit(system, request(deltas=100_000, rate=50))
+        job_id = await submit(system, request(deltas=150, rate=50), options)
         await watch(system, job_id, until=lambda event: event["type"] == "delta")
         watching = asyncio.create_task(watch(system, job_id))
         system.workers[0].signal(signal.SIGTERM)
-        await call(system.workers[0].wait, 15)
+        assert await call(system.workers[0].wait, 15) == 0
         assert await is_closed(system, job_id) == "client"
+        if not options:
+            await watching  # no other worker is needed
         system.start_worker()
         last = check_whole(await watching)
-        assert (last["type"], last["error"]["code"]) == ("failed", "worker_lost")
-        assert last["error"]["retryable"]
+        assert (last["type"], last.get("error", {}).get("code"), last["attempt"]) == ending
+        with Redis.from_url(system.redis_url) as redis:
+            await eventually(lambda: redis.llen("deltawire") == 0 and redis.hlen("dw:unacked") == 0)
 
 
 @pytest.mark.parametrize(

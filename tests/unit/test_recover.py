@@ -58,3 +58,9 @@ def test_no_job_is_tried_more_often_than_allowed_nor_restarted_behind_its_reader
         assert restart != "never"
         assert decision.discards == has_deltas
         assert restart == "always" or not has_deltas
+
+
+def test_an_end_says_how_the_attempt_was_lost() -> None:
+    """A worker that was stopped is not one that died."""
+    lost = record(restart="never", has_deltas=True)
+    assert recover(lost, "worker_shutdown") == End("worker_shutdown")

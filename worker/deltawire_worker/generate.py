@@ -60,7 +60,7 @@ class Generator:
         failed. Raises JobExpiredError (no record, and no body to make one of) and RedisUnavailableError
         (the message should come again: Redis is away, or has lost events).
 
-        Cancelled from outside it gives up its lease and lets go of the upstream; the log stays open.
+        Cancelled from outside it lets go of the upstream, and ends the job or leaves it to another attempt.
         """
         problem = options = request = None
         if args or kwargs:
@@ -118,6 +118,20 @@ class Generator:
             await self._end(run, AsCancelled(request, time.time(), run.upstream_closed_at))
         elif why is Cancellation.TIME_LIMIT:
             await self._end(run, at_deadline("total_timeout", run.fold))
+        else:
+            await self._shut_down(run)
+
+    async def _shut_down(self, run: Run) -> None:
+        """The time to finish is over: `recover` decides whether the message's next delivery goes on."""
+        record = msgspec.structs.replace(
+            run.record,
+            attempt=run.attempt,
+            first_delta_at=run.first_delta_at or run.record.first_delta_at,
+        )
+        decision = recover(record, "worker_shutdown")
+        if isinstance(decision, End) and not run.fold.is_empty:
+            error = WireError(decision.code, "the worker was stopped before the stream had ended")
+            await self._end(run, AsFailed(error, "worker"))
         else:
             self._leases.release(run)
 

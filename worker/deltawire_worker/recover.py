@@ -1,6 +1,6 @@
 """What becomes of a job whose attempt has ended without a terminal event. Pure.
 
-The one decision for whoever finds such a job: a claim today, a sweeper or a drain as well.
+The one decision for whoever finds such a job: a claim, and a worker that shuts down.
 """
 
 from typing import Literal
@@ -8,6 +8,9 @@ from typing import Literal
 import msgspec
 
 from deltawire.log import Record
+
+Loss = Literal["worker_lost", "worker_shutdown"]
+"""How the attempt was lost: its worker died, or gave it up when its time to finish was over."""
 
 
 class NextAttempt(msgspec.Struct, frozen=True):
@@ -19,10 +22,10 @@ class NextAttempt(msgspec.Struct, frozen=True):
 class End(msgspec.Struct, frozen=True):
     """End the job as `failed` with this code."""
 
-    code: Literal["worker_lost"]
+    code: Loss
 
 
-def recover(record: Record) -> NextAttempt | End:
+def recover(record: Record, loss: Loss = "worker_lost") -> NextAttempt | End:
     """Decides by the job's `restart` policy and `max_attempts`.
 
     By default a job starts again only while nobody has seen a delta: a visible restart is for those who
@@ -31,7 +34,7 @@ def recover(record: Record) -> NextAttempt | End:
     options = record.options
     has_deltas = record.first_delta_at is not None
     if record.attempt >= options.max_attempts or options.restart == "never":
-        return End("worker_lost")
+        return End(loss)
     if has_deltas and options.restart != "always":
-        return End("worker_lost")
+        return End(loss)
     return NextAttempt(discards=has_deltas)
