@@ -23,6 +23,7 @@ import uvloop
 
 from deltawire_worker import happy_eyeballs, http_connection
 from deltawire_worker.http_transport import StreamTransport
+from tests.support.tcp_proxy import abort
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -163,8 +164,8 @@ async def serving(
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the client went away, or the test is over
         finally:
-            writer.transport.abort()
             tasks.discard(task)
+            abort(writer.transport)
 
     listener = await asyncio.start_server(serve, host, 0, ssl=context, backlog=1024)
     port = listener.sockets[0].getsockname()[1]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class TcpProxy:
@@ -35,12 +35,18 @@ class TcpProxy:
                 writer.write(data)
                 await writer.drain()
         finally:
-            writer.transport.abort()
+            abort(writer.transport)
 
     def cut(self) -> None:
         """Aborts what is open, both ways."""
         for writer in self._writers:
-            writer.transport.abort()
+            abort(writer.transport)
+
+
+def abort(transport: asyncio.WriteTransport) -> None:
+    """Aborts, whatever state it is in: asyncio's own fails on one that was flushed and closed just before."""
+    with suppress(AttributeError):
+        transport.abort()
 
 
 @asynccontextmanager
