@@ -550,7 +550,6 @@ async def test_a_bare_key_is_found_within_a_second(bench: Bench, script: dict[st
     """By the next append, or the next renewal where nothing is appended."""
     task = bench.start("job", request(**script))
     await bench.deltas("job", 3)
-    began = time.monotonic()
     await bench.redis.set("dw:{job}:cancel", 1, ex=86_400)
     assert await task == Outcome("cancelled")
     last = (await bench.ended("job"))[-1]
