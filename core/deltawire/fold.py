@@ -4,6 +4,7 @@ Field names and meanings are OpenAI's (API reference, "The chat completion chunk
 linear in the size of the stream: text is kept in pieces and joined when somebody looks.
 """
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
@@ -200,6 +201,14 @@ class LogFold:
 
     def completion(self) -> dict[str, Any] | None:
         return self.fold.completion()
+
+
+async def fold_pages(fold: LogFold, pages: AsyncIterator[list[bytes]]) -> LogFold:
+    """Adds pages of a log that follow `fold`; cancelling leaves it at the end of a page."""
+    async for page in pages:
+        for line in page:
+            fold.add(line)
+    return fold
 
 
 def _read(event: Delta) -> Chunk:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deltawire.errors import WireError
-from deltawire.messages import ErrorMessage, Goodbye, Snapshot, Subscribed
+from deltawire.messages import ErrorMessage, Goodbye, Snapshot
 
 from .frames import event_stream_message
 from .subscriber import Subscriber
@@ -124,6 +124,3 @@ def say_goodbye(stream: EventStream, window_s: float) -> None:
     stream.write(b"retry: %d\n\n" % (1_000 + round(retry_after_s * 1_000)))
     stream.write_message(Goodbye(code=4001, retry_after_s=round(retry_after_s, 3)))
     stream.end()
-
-
-__all__ = ["EventStream", "EventStreamResponse", "Subscribed", "say_goodbye"]

@@ -14,7 +14,7 @@ from typing import Final
 
 from deltawire.codec import decode, is_terminal, type_of
 from deltawire.errors import GapError, RedisUnavailableError, WireError
-from deltawire.fold import LogFold
+from deltawire.fold import LogFold, fold_pages
 from deltawire.log import Head, JobLog, Record
 from deltawire.messages import Snapshot
 
@@ -144,9 +144,7 @@ class Hub:
         """
         async with self._fold_lock:
             through = self.tail.top - self.is_ended
-            async for page in self._log.pages(self.job_id, self._fold.sequence_number, through):
-                for line in page:
-                    self._fold.add(line)
+            await fold_pages(self._fold, self._log.pages(self.job_id, self._fold.sequence_number, through))
             return Snapshot(
                 request_id=request_id,
                 job_id=self.job_id,

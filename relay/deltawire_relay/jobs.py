@@ -11,11 +11,12 @@ import msgspec
 from deltawire.codec import decode
 from deltawire.errors import WireError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Failed, Incomplete, TerminalEvent
-from deltawire.fold import LogFold
+from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import is_job_id
-from deltawire.log import JobLog, Record
+from deltawire.log import JobLog
 from deltawire.messages import CancelResult
 from deltawire.options import check_request, parse_options
+from deltawire.queue import TaskSender
 
 from .auth import Principal
 from .hub import Hubs
@@ -84,24 +85,22 @@ class Jobs:
             await self._queue.enqueue(job_id)
         return job_id, submitted.status
 
-    async def record(self, job_id: str, principal: Principal) -> Record:
-        """Raises WireError `unknown_job`, also for another tenant's job."""
-        record = await self._log.record(check_job_id(job_id))
-        if record is None or (principal.tenant is not None and record.tenant != principal.tenant):
-            raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
-        return record
-
     async def describe(self, job_id: str, principal: Principal) -> dict[str, Any]:
-        """The job as `GET /v1/jobs/{id}` shows it; never the request."""
+        """The job as `GET /v1/jobs/{id}` shows it; never the request.
+
+        Raises WireError `unknown_job`, also for another tenant's job.
+        """
         principal.require("read")
-        record = await self.record(job_id, principal)
-        head = await self._log.head(job_id)
+        head = await self._log.head(check_job_id(job_id))
+        record = head.record
+        if record is None or principal.tenant not in (None, record.tenant):
+            raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
         job: dict[str, Any] = {
             "id": job_id,
             "object": "job",
-            "status": (head.record or record).status,
+            "status": record.status,
             "created_at": record.created_at,
-            "attempt": (head.record or record).attempt,
+            "attempt": record.attempt,
             "metadata": record.options.metadata,
             "completion": None,
             "usage": None,
@@ -112,13 +111,13 @@ class Jobs:
             "timings": None,
             "latest_sequence_number": head.top,
         }
-        last = await self._log.last(job_id) if (head.record or record).is_terminal else None
+        last = await self._log.last(job_id) if record.is_terminal else None
         event = decode(last) if last else None
         if isinstance(event, TerminalEvent):
             job.update(completion=event.completion, usage=event.usage, usage_source=event.usage_source)
             job["timings"] = event.timings
             if event.completion_url is not msgspec.UNSET:
-                job["completion"] = await self._fold(job_id)
+                job["completion"] = (await fold_pages(LogFold(), self._log.pages(job_id))).completion()
             if isinstance(event, Failed):
                 job["error"] = event.error
             elif isinstance(event, Incomplete):
@@ -126,13 +125,6 @@ class Jobs:
             elif isinstance(event, Cancelled):
                 job["cancel"] = event.cancel
         return job
-
-    async def _fold(self, job_id: str) -> dict[str, Any] | None:
-        fold = LogFold()
-        async for page in self._log.pages(job_id):
-            for line in page:
-                fold.add(line)
-        return fold.completion()
 
     async def cancel(
         self, job_id: str, principal: Principal, *, reason: str, request_id: str | None = None
@@ -167,12 +159,8 @@ class Jobs:
 class CeleryQueue:
     """Sends messages from a thread: Celery's `apply_async` takes a millisecond and blocks."""
 
-    def __init__(self, sender: "Sender") -> None:
+    def __init__(self, sender: TaskSender) -> None:
         self._sender = sender
 
     async def enqueue(self, job_id: str) -> None:
         await asyncio.to_thread(self._sender.send, job_id)
-
-
-class Sender(Protocol):
-    def send(self, job_id: str) -> None: ...

@@ -254,7 +254,11 @@ class Connection(ServerConnection):
             raise WireError("missing_credentials", "no authenticate message came in time") from error
         if not isinstance(message, Authenticate):
             raise WireError("missing_credentials", "the first message must be authenticate")
-        self._principal = gate.authenticate(message.token)
+        self._log_in(message)
+
+    def _log_in(self, message: Authenticate) -> None:
+        """Raises WireError."""
+        self._principal = self._door.gate.authenticate(message.token)
         self.write_message(Authenticated(expires_at=None, request_id=message.request_id))
 
     async def _receive(self, data: str | bytes) -> None:
@@ -269,8 +273,7 @@ class Connection(ServerConnection):
             elif isinstance(message, Cancel):
                 self._spawn(self._cancel(message), f"cancel-{message.job_id}")
             elif isinstance(message, Authenticate):
-                self._principal = self._door.gate.authenticate(message.token)
-                self.write_message(Authenticated(expires_at=None, request_id=message.request_id))
+                self._log_in(message)
             else:
                 assert_never(message)
         except (WireError, RedisUnavailableError) as error:

@@ -11,7 +11,7 @@ import msgspec
 from deltawire.codec import decode, encode, encode_terminal
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
 from deltawire.events import Failed, InProgress, Queued, Restarted
-from deltawire.fold import LogFold
+from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import is_job_id
 from deltawire.log import AppendCode, CancelRequest, Claim, JobLog
 from deltawire.options import Options, check_request, parse_options
@@ -237,11 +237,7 @@ class Generator:
         return Outcome(status, event.error.code if isinstance(event, Failed) else None)
 
     async def _fold_log(self, run: Run) -> None:
-        fold = LogFold()
-        async for page in self._log.pages(run.job_id):
-            for line in page:
-                fold.add(line)
-        run.fold = fold.fold
+        run.fold = (await fold_pages(LogFold(), self._log.pages(run.job_id))).fold
         run.first_delta_at = run.record.first_delta_at
 
     async def _stream(self, run: Run, upstream: Upstream) -> Ending | None:
