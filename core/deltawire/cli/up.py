@@ -84,7 +84,7 @@ def up() -> int:
     try:
         for name, default in (("DELTAWIRE_PORT", "8080"), ("DELTAWIRE_WORKER_PORT", "8081")):
             _check_port(name, environment.setdefault(name, default))
-        if not (environment.get("DELTAWIRE_REDIS_URL") or environment.get("DELTAWIRE_REDIS_URL_FILE")):
+        if not _is_set(environment, "DELTAWIRE_REDIS_URL"):
             redis = _start_redis()
             environment["DELTAWIRE_REDIS_URL"] = redis.url
         return asyncio.run(_run(environment, has_own_redis=redis is not None))
@@ -102,24 +102,35 @@ def _say(text: Text) -> None:
         _console.print(text)
 
 
+def _is_set(environment: dict[str, str], name: str) -> bool:
+    """Whether a secret is there, by itself or by its file."""
+    return bool(environment.get(name) or environment.get(f"{name}_FILE"))
+
+
 def _check_port(name: str, value: str) -> None:
     try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", int(value)))
+        _bind(int(value))
     except (OSError, ValueError, OverflowError) as error:
         raise _ServiceError(f"port {value} cannot be used ({error}); set {name} to another one") from error
 
 
 def _start_redis() -> RedisServer:
     """On Redis' own port, so that examples work as they stand; on any other if that one is taken."""
+    port: int | None = REDIS_PORT
     try:
-        _check_port("", str(REDIS_PORT))
-        redis = RedisServer(port=REDIS_PORT)
-    except _ServiceError:
-        redis = RedisServer()
+        _bind(REDIS_PORT)
+    except OSError:
+        port = None
+    redis = RedisServer(port=port)
     redis.start()
     return redis
+
+
+def _bind(port: int) -> None:
+    """Raises OSError if somebody else has the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
 
 
 async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
@@ -129,7 +140,7 @@ async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
         loop.add_signal_handler(number, stopping.set)
 
     services = [_Service("relay", "deltawire_relay"), _Service("worker", "deltawire_worker")]
-    has_own_gateway = not environment.get("DELTAWIRE_UPSTREAM_BASE_URL")
+    has_own_gateway = not _is_set(environment, "DELTAWIRE_UPSTREAM_BASE_URL")
     if has_own_gateway:
         port = free_port()
         environment["DELTAWIRE_UPSTREAM_BASE_URL"] = f"http://127.0.0.1:{port}/v1"
@@ -182,10 +193,11 @@ def _say_hello(
     environment: dict[str, str], relay_url: str, *, has_own_redis: bool, has_own_gateway: bool
 ) -> None:
     redis = environment.get("DELTAWIRE_REDIS_URL", "") if has_own_redis else "as configured"
-    gateway = environment["DELTAWIRE_UPSTREAM_BASE_URL"] + (" (scripted)" if has_own_gateway else "")
+    gateway = environment.get("DELTAWIRE_UPSTREAM_BASE_URL", "as configured")
+    gateway += " (scripted)" if has_own_gateway else ""
     program = os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]
     key = ""
-    if environment.get("DELTAWIRE_API_KEYS") or environment.get("DELTAWIRE_API_KEYS_FILE"):
+    if _is_set(environment, "DELTAWIRE_API_KEYS"):
         key = (
             "  export DELTAWIRE_API_KEY=…   (the relay wants one; with curl: -H 'Authorization: Bearer …')\n"
         )
