@@ -86,17 +86,18 @@ def test_up_runs_everything_and_leaves_nothing(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_a_terminal_that_is_closed_leaves_nothing() -> None:
-    """The window goes: SIGHUP comes, and printing fails; all services are stopped all the same."""
+@pytest.mark.parametrize("is_window", [True, False], ids=["window", "pipe"])
+def test_an_output_that_is_closed_leaves_nothing(is_window: bool) -> None:
+    """The window or the reader of a pipe goes: printing fails, the services are stopped all the same."""
     marker = f"DELTAWIRE_TEST_MARKER={os.getpid()}-{time.monotonic_ns()}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DELTAWIRE_")}
     environment |= {"DELTAWIRE_PORT": str(free_port()), "DELTAWIRE_WORKER_PORT": str(free_port())}
     environment |= dict([marker.split("=")])
-    window, terminal = pty.openpty()
+    window, terminal = pty.openpty() if is_window else os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-c", "from deltawire.cli import main; main()", "up"],
         env=environment,
-        stdin=terminal,
+        stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
@@ -107,6 +108,14 @@ def test_a_terminal_that_is_closed_leaves_nothing() -> None:
         while b"deltawire is up" not in said:
             said += os.read(window, 4_096)
         os.close(window)
+        # A job gives the worker something to say.
+        body = {
+            "request": {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "script": {"rate": 0}}
+        }
+        url = f"http://127.0.0.1:{environment['DELTAWIRE_PORT']}/v1/jobs"
+        job = httpx.post(url, json=body, trust_env=False).json()
+        events = httpx.get(f"{url}/{job['id']}/events", trust_env=False, timeout=30).text
+        assert '"type":"completed"' in events
         process.send_signal(signal.SIGHUP)
         process.wait(30)
         assert processes_with(marker) == []

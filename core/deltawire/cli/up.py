@@ -23,7 +23,14 @@ STOP_TIMEOUT_S: Final = 15.0
 REDIS_PORT: Final = 6379
 _STYLES: Final = {"gateway": "magenta", "worker": "green", "relay": "cyan"}
 
-_console: Final = Console(highlight=False, soft_wrap=True)
+
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Who read our output has gone. Rich would end the program, and leave its services running."""
+        self.quiet = True
+
+
+_console: Final = _Terminal(highlight=False, soft_wrap=True)
 
 
 class _ServiceError(Exception):
