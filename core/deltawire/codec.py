@@ -18,6 +18,7 @@ _any_decoder: Final = msgspec.json.Decoder()
 _NUMBER: Final = b'"sequence_number":'
 MAX_DEPTH: Final = 100
 _TYPE_AT: Final = len(b'{"type":"')
+_SNAPSHOT: Final = b'{"type":"snapshot",'
 _TERMINAL: Final = frozenset(status.encode() for status in TERMINAL_STATUSES)
 
 
@@ -36,6 +37,24 @@ def encode_terminal(event: TerminalEvent) -> bytes:
     if len(line) <= MAX_EVENT_BYTES:
         return line
     return _encoder.encode(msgspec.structs.replace(event, usage=None, usage_source="unavailable"))
+
+
+def encode_snapshot(
+    job_id: str, sequence_number: int, *, attempt: int, created_at: float, fold: Any
+) -> bytes:
+    """The line that stands in a log for all events up to `sequence_number` (`fold`: a Fold's state)."""
+    head = b'{"type":"snapshot","job_id":"%s","sequence_number":%d,' % (job_id.encode(), sequence_number)
+    return head + b'"attempt":%d,"created_at":%.6f,"fold":%s}' % (attempt, created_at, _encoder.encode(fold))
+
+
+def is_snapshot(line: bytes) -> bool:
+    """Whether the line stands for all events up to its number. Only a log's first line can."""
+    return line.startswith(_SNAPSHOT)
+
+
+def decode_snapshot(line: bytes) -> Any:
+    """The fold's state in a snapshot line. Raises msgspec.DecodeError."""
+    return _any_decoder.decode(line)["fold"]
 
 
 def decode(line: bytes) -> Event:

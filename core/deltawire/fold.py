@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .codec import decode
+from .codec import decode, decode_snapshot, is_snapshot, sequence_number_of
 from .events import Delta, Event, Restarted
 
 Chunk = dict[str, Any]
@@ -92,6 +92,23 @@ class Fold:
                     _merge(known["logprobs"], value)
             elif key not in {"index", "message"} and (value is not None or key not in known):
                 known[key] = value
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON values, for `from_state`; to be encoded before anything else is added."""
+        choices = [_plain(self._choices[index]) for index in sorted(self._choices)]
+        return {"top": self._top, "choices": choices, "usage": self.usage}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Fold":
+        """A fold that goes on from where the other stood. The state is taken over, not copied."""
+        fold = cls()
+        fold._top = state["top"]
+        for choice in state["choices"]:
+            choice["message"] = _growing(choice["message"])
+            choice["logprobs"] = _growing(choice["logprobs"])
+            fold._choices[choice["index"]] = choice
+        fold.usage = state["usage"]
+        return fold
 
     def finish_reasons(self) -> list[str | None]:
         """The `finish_reason` of each choice, by index; what is no text is none."""
@@ -182,15 +199,30 @@ def _plain(value: Any) -> Any:  # JSON in, JSON out
     return value
 
 
+def _growing(value: Any) -> Any:  # JSON in
+    """The inverse of `_plain`: every text can be appended to, whether it ever is or not."""
+    if isinstance(value, str):
+        return _Text(value)
+    if isinstance(value, dict):
+        return {key: _growing(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_growing(item) for item in value]
+    return value
+
+
 class LogFold:
-    """Folds a job's log, event by event, in order; `restarted` discards what came before it."""
+    """Folds a job's log, line by line, in order; `restarted` discards what came before it."""
 
     def __init__(self) -> None:
         self.fold = Fold()
         self.sequence_number = 0
 
-    def add(self, line: bytes) -> Event:
-        """Adds the next event and returns it, decoded."""
+    def add(self, line: bytes) -> Event | None:
+        """Adds the next event and returns it, decoded; None for a snapshot, from which it goes on."""
+        if is_snapshot(line):
+            self.fold = Fold.from_state(decode_snapshot(line))
+            self.sequence_number = sequence_number_of(line)
+            return None
         event = decode(line)
         if isinstance(event, Delta):
             self.fold.add(_read(event))

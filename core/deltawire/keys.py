@@ -1,7 +1,7 @@
 """The names of Redis keys and channels, and how long they live (PROTOCOL.md §3). The only home of both."""
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -10,6 +10,10 @@ JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 CANCEL_TTL_S: Final = 86_400
 ACTIVE_TTL_S: Final = 3_600
 """How long a running job's keys outlive their last renewal. Renewals come every second."""
+WATCHED_TTL_S: Final = 60
+"""How long a job counts as watched after a relay that cannot listen has said so."""
+INDEX_TTL_S: Final = 172_800
+"""How long the sets across jobs outlive their last use."""
 
 
 def is_job_id(job_id: str) -> bool:
@@ -24,17 +28,34 @@ class JobKeys(msgspec.Struct, frozen=True):
     log: str
     cancel: str
     channel: str
+    watched: str
 
 
 class Keys(msgspec.Struct, frozen=True):
     """All names under one prefix."""
 
     prefix: str = "dw"
+    publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH"
+    """The command that publishes on a job's channel: a cluster keeps it in the job's slot."""
 
     def job(self, job_id: str) -> JobKeys:
         tag = f"{self.prefix}:{{{job_id}}}"
-        return JobKeys(f"{tag}:meta", f"{tag}:log", f"{tag}:cancel", f"{tag}:events")
+        return JobKeys(f"{tag}:meta", f"{tag}:log", f"{tag}:cancel", f"{tag}:events", f"{tag}:watched")
 
     def control(self, owner: str) -> str:
         """The channel on which one worker process hears of cancellations."""
         return f"{self.prefix}:control:{owner}"
+
+    @property
+    def queued(self) -> str:
+        """Jobs that wait for a worker, by the time at which they have waited too long. A hint."""
+        return f"{self.prefix}:queued"
+
+    @property
+    def owners(self) -> str:
+        """Worker processes, by the time at which they count as lost unless they are heard of. A hint."""
+        return f"{self.prefix}:owners"
+
+    def jobs_of(self, owner: str) -> str:
+        """The jobs of one worker process. A hint."""
+        return f"{self.prefix}:owner:{owner}:jobs"

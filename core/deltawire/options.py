@@ -7,6 +7,7 @@ import msgspec
 from .errors import WireError
 
 Restart = Literal["before_first_delta", "always", "never"]
+OnAbandon = Literal["continue", "cancel"]
 MAX_DURATION_S = 86_400.0
 MAX_MODEL_CHARACTERS = 512
 
@@ -21,6 +22,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     retention_s: float = 3600
     max_attempts: int = 2
     restart: Restart = "before_first_delta"
+    on_abandon: OnAbandon = "continue"
+    abandon_grace_s: float = 15
     upstream: str = "default"
     tenant: str = "default"
     metadata: dict[str, str] = {}
@@ -45,7 +48,7 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
         options = msgspec.convert(value, Options)
     except msgspec.ValidationError as error:
         raise WireError("invalid_request", f"options: {error}", param="options") from error
-    for name in ("queue_timeout_s", "timeout_s", "first_delta_timeout_s", "idle_timeout_s", "retention_s"):
+    for name in (field for field in Options.__struct_fields__ if field.endswith("_s")):
         if not 0 < getattr(options, name) <= MAX_DURATION_S:
             raise WireError(
                 "invalid_request",

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltawire.codec import DeltaEncoder, read_chunk
+from deltawire.codec import (
+    DeltaEncoder,
+    encode_snapshot,
+    is_snapshot,
+    read_chunk,
+    sequence_number_of,
+    type_of,
+)
 from deltawire.events import Event
 from deltawire.fold import Fold, LogFold
 from deltawire.sse_decoder import SseDecoder
@@ -427,3 +434,37 @@ def test_recorded_streams_fold_to_their_concatenation(path: Path) -> None:
         if choice["logprobs"] is not None:
             folded = choice["logprobs"]["content"] or choice["logprobs"]["refusal"]
             assert [entry["token"] for entry in folded] == tokens
+
+
+@settings(max_examples=50)  # as above
+@given(chunks=st.lists(_CHUNKS, max_size=6), data=st.data())
+def test_a_fold_goes_on_from_a_snapshot(chunks: list[Json], data: st.DataObject) -> None:
+    """Cut anywhere, written down and read again, a fold ends as if it had never been cut."""
+    chunks = msgspec.json.decode(msgspec.json.encode(chunks))  # as they come: JSON knows no infinity
+    cut = data.draw(st.integers(0, len(chunks)))
+    whole, log = Fold(), LogFold()
+    for chunk in chunks[:cut]:
+        whole.add(copy.deepcopy(chunk))
+    log.add(encode_snapshot("job", 7, attempt=1, created_at=1.5, fold=whole.state()))
+    assert log.sequence_number == 7
+    assert log.completion() == whole.completion()
+    for chunk in chunks[cut:]:
+        whole.add(copy.deepcopy(chunk))
+        log.fold.add(copy.deepcopy(chunk))
+    assert log.completion() == whole.completion()
+    assert log.fold.finish_reasons() == whole.finish_reasons()
+
+
+def test_a_log_can_begin_with_a_snapshot() -> None:
+    """It stands for the events up to its number; those after it are added."""
+    before = Fold()
+    before.add(text_chunk("Hel"))
+    result = LogFold()
+    line = encode_snapshot("job", 3, attempt=1, created_at=1.5, fold=before.state())
+    assert (is_snapshot(line), type_of(line), sequence_number_of(line)) == (True, b"snapshot", 3)
+    assert result.add(line) is None
+    result.add(sample.line(sample.delta(4, "lo")))
+    assert result.sequence_number == 4
+    completion = result.completion()
+    assert completion is not None
+    assert completion["choices"][0]["message"]["content"] == "Hello"
