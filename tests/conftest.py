@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from deltawire.redis_server import RedisServer
 from tests.support.job_logs import KINDS, OpenedLog, open_job_log
+from tests.support.rabbitmq import RabbitMQ
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("deltawire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,6 +21,13 @@ def redis_server() -> Iterator[RedisServer]:
     """A real server for the whole run; DELTAWIRE_TEST_REDIS_PROGRAM says which program."""
     with RedisServer(program=os.environ.get("DELTAWIRE_TEST_REDIS_PROGRAM")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A real broker for the whole run; its queue is there, or not, as other tests left it."""
+    with RabbitMQ() as broker:
+        yield broker
 
 
 @pytest.fixture

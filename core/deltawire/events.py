@@ -75,6 +75,12 @@ class _Terminal(_Event, frozen=True, kw_only=True):
     timings: Timings
     completion_url: str | msgspec.UnsetType = msgspec.UNSET
 
+    @property
+    def status(self) -> Status:
+        """The job's, now that it has ended: the event's type."""
+        tag: Status = self.__struct_config__.tag  # type: ignore[assignment] # each subclass has its own
+        return tag
+
 
 class Completed(_Terminal, frozen=True, kw_only=True, tag="completed"):
     """A `finish_reason` came that is neither `length` nor `content_filter`."""

@@ -10,6 +10,8 @@ JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 CANCEL_TTL_S: Final = 86_400
 ACTIVE_TTL_S: Final = 3_600
 """How long a running job's keys outlive their last renewal. Renewals come every second."""
+LEASE_S: Final = 5.0
+"""How long a worker's claim on a running job lasts unless it is renewed, which it is every second."""
 WATCHED_TTL_S: Final = 60
 """How long a job counts as watched after a relay that cannot listen has said so."""
 INDEX_TTL_S: Final = 172_800
@@ -29,6 +31,7 @@ class JobKeys(msgspec.Struct, frozen=True):
     cancel: str
     channel: str
     watched: str
+    sent: str
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -40,7 +43,8 @@ class Keys(msgspec.Struct, frozen=True):
 
     def job(self, job_id: str) -> JobKeys:
         tag = f"{self.prefix}:{{{job_id}}}"
-        return JobKeys(f"{tag}:meta", f"{tag}:log", f"{tag}:cancel", f"{tag}:events", f"{tag}:watched")
+        names = ("meta", "log", "cancel", "events", "watched", "sent")
+        return JobKeys(*(f"{tag}:{name}" for name in names))
 
     def control(self, owner: str) -> str:
         """The channel on which one worker process hears of cancellations."""

@@ -5,41 +5,21 @@ writes and answers. Hot appends leave through `append_args` on a connection of t
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from importlib.resources import files
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal
 
-import hiredis
 import msgspec
 
 from .codec import encode, encode_terminal, sequence_number_of
-from .errors import RedisUnavailableError
-from .events import TERMINAL_STATUSES, Cancel, Cancelled, Queued, Timings
-from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, JobKeys, Keys
+from .ending import AsCancelled, Ending, terminal_event
+from .events import TERMINAL_STATUSES, Queued
+from .fold import Fold
+from .index import Index
+from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, Keys
 from .options import Options
-from .redis_connection import Reply
-
-
-class Script(msgspec.Struct, frozen=True):
-    """A Lua script and the digest under which a server knows it."""
-
-    text: str
-    sha: str
-
-
-def _load(name: str) -> Script:
-    text = files("deltawire").joinpath("lua", f"{name}.lua").read_text()
-    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-SUBMIT: Final = _load("submit")
-CLAIM: Final = _load("claim")
-APPEND: Final = _load("append")
-CANCEL: Final = _load("cancel")
-RENEW: Final = _load("renew")
-HEAD: Final = _load("head")
+from .record import CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
+from .scripts import APPEND, CANCEL, CLAIM, HEAD, SUBMIT, Executor, Scripts
 
 FIRST_PAGE_EVENTS: Final = 4  # large enough to know how large events are
 PAGE_EVENTS: Final = 1_000
@@ -53,24 +33,6 @@ def next_page_events(page: Sequence[bytes]) -> int:
     return max(1, min(PAGE_EVENTS, PAGE_BYTES * len(page) // sum(map(len, page))))
 
 
-class Record(msgspec.Struct, kw_only=True, frozen=True):
-    """A job's record. Times are Unix seconds; `request` is gone once the job has ended."""
-
-    status: str
-    attempt: int
-    created_at: float
-    tenant: str
-    options: Options
-    request: bytes | None = None
-    started_at: float | None = None
-    first_delta_at: float | None = None
-    finished_at: float | None = None
-
-    @property
-    def is_terminal(self) -> bool:
-        return self.status in TERMINAL_STATUSES
-
-
 class Submitted(msgspec.Struct, frozen=True):
     """`is_new`: this call made the record. Else `same_body` says whether it asked for the same."""
 
@@ -80,19 +42,13 @@ class Submitted(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's record (None: unknown) and the numbers of its log's first and last event (0: empty)."""
+    """A job's record (None: unknown), the first event of its log that can be read and the last (0: none)."""
 
     record: Record | None
     earliest: int
     top: int
-
-
-class CancelRequest(msgspec.Struct, frozen=True):
-    """What a cancel key says. A bare key (any other value) says no more than that it is there."""
-
-    reason: str = "cancel_key"
-    requested_at: float | None = None
-    tenant: str | None = None  # who left a tombstone: it is for a job of this tenant's only
+    lease_left_s: float | None = None
+    """How long the lease of the running attempt lasts; below 0 it has run out, None without one."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,82 +70,79 @@ class Cancellation(msgspec.Struct, frozen=True):
     cancelled_from: Literal["queued", "in_progress", "unknown"] | None
 
 
-def encode_cancel(request: CancelRequest) -> bytes:
-    return msgspec.json.encode(request)
-
-
-def decode_cancel(value: bytes) -> CancelRequest | None:
-    """What the cancel key's value says; None where there is no key (an empty value from a script)."""
-    if not value:
-        return None
-    try:
-        return msgspec.json.decode(value, type=CancelRequest)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return CancelRequest()
+Args = tuple[Field, ...]
 
 
 def append_args(
-    keys: JobKeys,
+    keys: Keys,
+    job_id: str,
     *,
     attempt: int,
+    owner: str,
     first: int,
     events: Sequence[bytes],
     terminal: str = "",
     ttl_s: float = ACTIVE_TTL_S,
     fields: Sequence[str | float] = (),
-) -> tuple[str | bytes | float, ...]:
+) -> Args:
     """KEYS and ARGV of append.lua, to follow `EVALSHA sha` (its header says what they mean)."""
-    args: list[str | bytes | float] = [4, keys.meta, keys.log, keys.cancel, keys.channel]
-    args += [attempt, first, max(1, round(ttl_s)), terminal, len(fields)]
-    args += [str(field) for field in fields]
-    args += events
-    return tuple(args)
+    job = keys.job(job_id)
+    return (
+        *(4, job.meta, job.log, job.cancel, job.channel),
+        *(attempt, owner, first, max(1, round(ttl_s)), terminal, keys.publish),
+        *(len(fields), *fields, *events),
+    )
 
 
-class Executor(Protocol):
-    """What a JobLog talks through: a RedisClient, or a double of one in unit tests."""
-
-    async def execute(self, *args: str | bytes | float) -> Reply:
-        """One command's raw reply. Raises hiredis.ReplyError and RedisUnavailableError."""
+def rewrite_args(
+    keys: Keys,
+    job_id: str,
+    *,
+    owner: str,
+    lease_s: float,
+    first: int,
+    snapshot: bytes,
+    events: Sequence[bytes],
+    record: Record,
+) -> Args:
+    """KEYS and ARGV of rewrite.lua. Events are numbered from `first`; `snapshot` stands for those before."""
+    job = keys.job(job_id)
+    fields = record.fields()
+    return (
+        *(4, job.meta, job.log, job.cancel, job.channel),
+        *(record.attempt, owner, ACTIVE_TTL_S, round(lease_s * 1000), keys.publish, first, snapshot),
+        *(len(fields), *fields, *events),
+    )
 
 
 class JobLog:
     """Logs and records of all jobs. Raises RedisUnavailableError where Redis cannot answer."""
 
     def __init__(self, redis: Executor, keys: Keys) -> None:
-        self._redis = redis
+        self.scripts = Scripts(redis)
         self.keys = keys
-
-    async def _run(self, script: Script, keys: Sequence[str], *args: str | bytes | float) -> list[Any]:
-        return await self._evalsha(script, len(keys), *keys, *args)
-
-    async def _evalsha(self, script: Script, *args: str | bytes | float) -> list[Any]:
-        try:
-            reply = await self._redis.execute("EVALSHA", script.sha, *args)
-        except hiredis.ReplyError as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise RedisUnavailableError(f"Redis refuses: {error}") from error
-            reply = await self._execute("EVAL", script.text, *args)
-        return cast("list[Any]", reply)
-
-    async def _execute(self, *args: str | bytes | float) -> Reply:
-        """As the executor's; a refusal (out of memory, no permission) is an unavailable Redis to callers."""
-        try:
-            return await self._redis.execute(*args)
-        except hiredis.ReplyError as error:
-            raise RedisUnavailableError(f"Redis refuses: {error}") from error
+        self.index = Index(self.scripts, keys)
 
     async def submit(
         self, job_id: str, *, request: bytes, options: Options, digest: str, created_at: float
     ) -> Submitted:
         """Creates the job `queued`, if it does not exist. Can be repeated."""
+        # So that the event can be told from the record, to the last digit.
+        created_at = round(created_at, 6)
+        await self.index.will_queue(job_id, created_at + options.queue_timeout_s)
         keys = self.keys.job(job_id)
         event = encode(Queued(job_id=job_id, sequence_number=1, attempt=0, created_at=created_at))
-        reply = await self._run(
+        reply = await self.scripts.run(
             SUBMIT,
             (keys.meta, keys.log, keys.cancel, keys.channel),
-            *(round(options.queue_timeout_s) + ACTIVE_TTL_S, digest, event, options.tenant),
-            *_record_fields(request, options, created_at),
+            *(
+                round(options.queue_timeout_s) + ACTIVE_TTL_S,
+                digest,
+                event,
+                options.tenant,
+                self.keys.publish,
+            ),
+            *_queued(request, options, created_at).fields(),
         )
         if reply[0] == b"CREATED":
             return Submitted(True, "queued", True)
@@ -212,8 +165,8 @@ class JobLog:
         attempt to go on from it.
         """
         keys = self.keys.job(job_id)
-        fields = _record_fields(request, options or Options(), time.time()) if request is not None else ()
-        reply = await self._run(
+        fields = () if request is None else _queued(request, options or Options(), time.time()).fields()
+        reply = await self.scripts.run(
             CLAIM,
             (keys.meta, keys.log, keys.cancel),
             *(owner, round(lease_s * 1000), ACTIVE_TTL_S, take_over if take_over is not None else ""),
@@ -226,7 +179,7 @@ class JobLog:
                 attempt=reply[1],
                 top=reply[2],
                 cancel=decode_cancel(reply[3]),
-                record=_record(reply[4]),
+                record=read_record(reply[4]),
             )
         if code == "HELD":
             return Claim(code=code, held_for_s=reply[1] / 1000)
@@ -239,6 +192,7 @@ class JobLog:
         job_id: str,
         *,
         attempt: int,
+        owner: str,
         first: int,
         events: Sequence[bytes],
         terminal: str = "",
@@ -247,15 +201,17 @@ class JobLog:
     ) -> tuple[AppendCode, int]:
         """Appends events numbered from `first`. Returns the script's code and the log's top."""
         args = append_args(
-            self.keys.job(job_id),
+            self.keys,
+            job_id,
             attempt=attempt,
+            owner=owner,
             first=first,
             events=events,
             terminal=terminal,
             ttl_s=ttl_s,
             fields=fields,
         )
-        reply = await self._evalsha(APPEND, *args)
+        reply = await self.scripts.evalsha(APPEND, *args)
         return reply[0].decode(), reply[1]
 
     async def cancel(self, job_id: str, *, reason: str, tenant: str | None = None) -> Cancellation:
@@ -266,7 +222,7 @@ class JobLog:
         """
         keys = self.keys.job(job_id)
         value = encode_cancel(CancelRequest(reason, time.time(), tenant))
-        status, attempt, top, created_at, set_value = await self._run(
+        status, top, set_value = await self.scripts.run(
             CANCEL,
             (keys.meta, keys.log, keys.cancel),
             *(value, CANCEL_TTL_S, self.keys.control(""), job_id),
@@ -274,34 +230,10 @@ class JobLog:
         status = status.decode()
         if status in TERMINAL_STATUSES:
             return Cancellation(status, None)
-        if status == "queued":
-            # Fenced like any other append: if a worker claims in between, its claim sees the key and
-            # ends the job itself, and this append is STALE.
+        if status == "queued" and (record := await self.record(job_id)) is not None:
             request = decode_cancel(set_value) or CancelRequest()
-            now = time.time()
-            event = Cancelled(
-                job_id=job_id,
-                sequence_number=top + 1,
-                attempt=attempt,
-                created_at=now,
-                completion=None,
-                usage=None,
-                usage_source="unavailable",
-                timings=Timings(queued_s=None, first_delta_s=None, total_s=now - float(created_at)),
-                cancel=Cancel(
-                    reason=request.reason, requested_at=request.requested_at, upstream_closed_at=None
-                ),
-            )
-            record = await self.record(job_id)
-            code, _ = await self.append(
-                job_id,
-                attempt=attempt,
-                first=top + 1,
-                events=[encode_terminal(event)],
-                terminal="cancelled",
-                ttl_s=record.options.retention_s if record else ACTIVE_TTL_S,
-                fields=("finished_at", now),
-            )
+            ending = AsCancelled(request, time.time(), None)
+            code = await self.end(job_id, ending, record=record, top=top)
             if code in {"OK", "CANCELLING"}:
                 return Cancellation("cancelled", "queued")
             if code == "STALE":
@@ -311,16 +243,57 @@ class JobLog:
             return Cancellation(record.status if record else "unknown", None)
         return Cancellation(status, status)
 
+    async def end(
+        self,
+        job_id: str,
+        ending: Ending,
+        *,
+        record: Record,
+        top: int,
+        owner: str = "",
+        fold: Fold | None = None,
+    ) -> AppendCode:
+        """Appends the terminal event of a job that nobody streams: a queued one, or one that `owner` claimed.
+
+        Fenced like any other append: of a queued job that a worker claims in between it is STALE.
+        """
+        now = time.time()
+        event = terminal_event(
+            ending,
+            job_id=job_id,
+            sequence_number=top + 1,
+            attempt=record.attempt,
+            now=now,
+            fold=fold or Fold(),
+            timings=record.timings(now),
+        )
+        code, _ = await self.append(
+            job_id,
+            attempt=record.attempt,
+            owner=owner,
+            first=top + 1,
+            events=[encode_terminal(event)],
+            terminal=event.status,
+            ttl_s=record.options.retention_s,
+            fields=("finished_at", now),
+        )
+        return code
+
     async def cancel_request(self, job_id: str) -> CancelRequest | None:
         """What the cancel key says; None where there is none."""
-        value: bytes | None = await self._execute("GET", self.keys.job(job_id).cancel)
+        value: bytes | None = await self.scripts.execute("GET", self.keys.job(job_id).cancel)
         return None if value is None else decode_cancel(value or b"1")
 
     async def head(self, job_id: str) -> Head:
         """The record and the bounds of the log, as of one moment."""
         keys = self.keys.job(job_id)
-        record, earliest, top = await self._run(HEAD, (keys.meta, keys.log))
-        return Head(record=_record(record), earliest=earliest, top=top)
+        record, earliest, top, left = await self.scripts.run(HEAD, (keys.meta, keys.log))
+        return Head(
+            record=read_record(record),
+            earliest=earliest,
+            top=top,
+            lease_left_s=None if left == b"" else left / 1000,
+        )
 
     async def record(self, job_id: str) -> Record | None:
         """The job's record, or None."""
@@ -337,7 +310,7 @@ class JobLog:
         return last[1] if last else None
 
     async def _last(self, job_id: str) -> tuple[int, bytes] | None:
-        entries = await self._execute("XREVRANGE", self.keys.job(job_id).log, "+", "-", "COUNT", 1)
+        entries = await self.scripts.execute("XREVRANGE", self.keys.job(job_id).log, "+", "-", "COUNT", 1)
         return _entry(entries[0]) if entries else None
 
     async def read(
@@ -346,7 +319,7 @@ class JobLog:
         """The events (after, through], in order; at most `count` of them."""
         end = f"{through}-0" if through is not None else "+"
         log = self.keys.job(job_id).log
-        entries = await self._execute("XRANGE", log, f"{after + 1}-0", end, "COUNT", count)
+        entries = await self.scripts.execute("XRANGE", log, f"{after + 1}-0", end, "COUNT", count)
         return [_entry(entry)[1] for entry in entries]
 
     async def pages(
@@ -369,30 +342,12 @@ def _entry(entry: list[Any]) -> tuple[int, bytes]:
     return int(entry_id.partition(b"-")[0]), fields[1]
 
 
-def _record_fields(request: bytes, options: Options, created_at: float) -> tuple[str | bytes | float, ...]:
-    return (
-        *("created_at", f"{created_at:.6f}", "tenant", options.tenant),
-        *("options", msgspec.json.encode(options), "request", request),
-    )
-
-
-def _record(reply: list[bytes]) -> Record | None:
-    """The record in a script's HGETALL."""
-    if not reply:
-        return None
-    fields = dict(zip(reply[::2], reply[1::2], strict=True))
-
-    def moment(name: bytes) -> float | None:
-        return float(fields[name]) if name in fields else None
-
+def _queued(request: bytes, options: Options, created_at: float) -> Record:
     return Record(
-        status=fields[b"status"].decode(),
-        attempt=int(fields[b"attempt"]),
-        created_at=float(fields[b"created_at"]),
-        tenant=fields[b"tenant"].decode(),
-        options=msgspec.json.decode(fields[b"options"], type=Options),
-        request=fields.get(b"request"),
-        started_at=moment(b"started_at"),
-        first_delta_at=moment(b"first_delta_at"),
-        finished_at=moment(b"finished_at"),
+        status="queued",
+        attempt=0,
+        created_at=created_at,
+        tenant=options.tenant,
+        options=options,
+        request=request,
     )

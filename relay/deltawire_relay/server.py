@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
 from deltawire.redis_connection import RedisClient
+from deltawire.sweeper import Sweeper
 
 from .auth import Gate
 from .event_stream import say_goodbye
@@ -82,7 +84,11 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         log = JobLog(redis, Keys(settings.key_prefix))
         hubs = Hubs(log, feed)
         gate = Gate(settings.api_keys, settings.allowed_origins)
-        jobs = Jobs(log, hubs, CeleryQueue(TaskSender(celery)))
+        sender = TaskSender(celery)
+        sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
+        sweeping = asyncio.create_task(sweeper.keep(), name="sweeper")
+        stack.callback(sweeping.cancel)
+        jobs = Jobs(log, hubs, CeleryQueue(sender))
         health = Health(feed)
         api = JobsApi(settings, gate, hubs, jobs, health)
         door = WebSocketDoor(gate, hubs, jobs)

@@ -17,25 +17,20 @@ from deltawire.errors import RedisUnavailableError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Queued
 from deltawire.keys import ACTIVE_TTL_S, CANCEL_TTL_S, Keys
 from deltawire.log import (
-    APPEND,
-    CLAIM,
     FIRST_PAGE_EVENTS,
     PAGE_EVENTS,
-    RENEW,
     AppendCode,
     Cancellation,
-    CancelRequest,
     Claim,
     Head,
     JobLog,
-    Script,
     Submitted,
-    decode_cancel,
-    encode_cancel,
 )
 from deltawire.options import Options
+from deltawire.record import CancelRequest, decode_cancel, encode_cancel
 from deltawire.redis_connection import RedisClient
 from deltawire.redis_server import RedisServer, free_port
+from deltawire.scripts import APPEND, CLAIM, RENEW, Script
 from tests.support import sample_events as sample
 from tests.support.job_logs import KINDS, OpenedLog, open_job_log, ttls
 from tests.support.sample_events import line
@@ -54,13 +49,15 @@ async def claim(log: OpenedLog, owner: str = "w1", **kwargs: Any) -> Claim:
 
 
 async def append(
-    log: OpenedLog, first: int, *texts: str, attempt: int = 1, end: str = "", **kwargs: Any
+    log: OpenedLog, first: int, *texts: str, attempt: int = 1, owner: str = "w1", end: str = "", **kwargs: Any
 ) -> tuple[AppendCode, int]:
     """Appends a delta for each text, and a terminal event of status `end`."""
     events = [line(sample.delta(first + at, text, attempt=attempt)) for at, text in enumerate(texts)]
     if end:
         events.append(ending(end, first + len(texts), attempt))
-    return await log.append("job", attempt=attempt, first=first, events=events, terminal=end, **kwargs)
+    return await log.append(
+        "job", attempt=attempt, owner=owner, first=first, events=events, terminal=end, **kwargs
+    )
 
 
 def ending(status: str, number: int, attempt: int = 1) -> bytes:
@@ -72,7 +69,7 @@ async def renew(
     log: OpenedLog, owner: str = "w1", attempt: int = 1, ttl_s: int = ACTIVE_TTL_S
 ) -> list[bytes]:
     keys = log.keys.job("job")
-    reply: list[bytes] = await log._evalsha(
+    reply: list[bytes] = await log.scripts.evalsha(
         RENEW, 3, keys.meta, keys.log, keys.cancel, owner, attempt, round(LEASE_S * 1000), ACTIVE_TTL_S
     )
     return reply
@@ -96,11 +93,15 @@ class SteppedLog(OpenedLog):
         self._before = before
         self._happens: Callable[[], Awaitable[Any]] | None = happens
 
-    async def _evalsha(self, script: Script, *args: str | bytes | float) -> list[Any]:
-        if script is self._before and self._happens is not None:
-            happens, self._happens = self._happens, None
-            await happens()
-        return await super()._evalsha(script, *args)
+        stepped, evalsha = self, self.scripts.evalsha
+
+        async def step(script: Script, *args: str | bytes | float) -> list[Any]:
+            if script is stepped._before and stepped._happens is not None:
+                happens, stepped._happens = stepped._happens, None
+                await happens()
+            return await evalsha(script, *args)
+
+        self.scripts.evalsha = step  # type: ignore[method-assign] # that is the point
 
 
 # Submit.
@@ -306,7 +307,7 @@ async def test_a_stale_attempt_cannot_write(job_log: OpenedLog) -> None:
     assert await append(job_log, 3, "b") == ("STALE", 2)
     assert await append(job_log, 2, "a") == ("STALE", 2)
     assert await append(job_log, 3, end="completed") == ("STALE", 2)
-    assert await append(job_log, 3, "b", attempt=2) == ("OK", 3)
+    assert await append(job_log, 3, "b", attempt=2, owner="w2") == ("OK", 3)
 
 
 async def test_nothing_follows_a_terminal_event(job_log: OpenedLog) -> None:
@@ -378,8 +379,8 @@ async def test_an_ending_erases_the_request_and_sets_the_retention(job_log: Open
         True,
     )
     fields = await job_log.client.hgetall("dw:{job}:meta")
-    assert not {b"request", b"owner", b"lease_until"} & set(fields)
-    remaining = await ttls(job_log)
+    assert not {b"request", b"lease_until"} & set(fields)
+    remaining = await ttls(job_log, "dw:{job}:*")
     assert set(remaining) == {"dw:{job}:meta", "dw:{job}:log", "dw:{job}:cancel"}
     assert all(70 < ttl <= 77 for ttl in remaining.values())
 
@@ -413,15 +414,17 @@ async def test_append_counts_who_listens(job_log: OpenedLog) -> None:
     """The reply's third element is the number of receivers of the publication."""
     await running(job_log)
     keys = log_keys = job_log.keys.job("job")
-    args = (4, keys.meta, keys.log, keys.cancel, log_keys.channel, 1)
+    args = (4, keys.meta, keys.log, keys.cancel, log_keys.channel, 1, "w1")
     async with job_log.client.pubsub(ignore_subscribe_messages=True) as channel:
         await channel.subscribe(keys.channel)
         await channel.get_message(timeout=5)
-        reply = await job_log._evalsha(APPEND, *args, 2, 60, "", 0, line(sample.delta(2)))
+        reply = await job_log.scripts.evalsha(APPEND, *args, 2, 60, "", "PUBLISH", 0, line(sample.delta(2)))
         assert reply == [b"OK", 2, 1]
         await channel.unsubscribe(keys.channel)
         await channel.get_message(timeout=5)
-    assert (await job_log._evalsha(APPEND, *args, 3, 60, "", 0, line(sample.delta(3))))[2] == 0
+    assert (await job_log.scripts.evalsha(APPEND, *args, 3, 60, "", "PUBLISH", 0, line(sample.delta(3))))[
+        2
+    ] == 0
 
 
 # Cancel.
@@ -440,7 +443,7 @@ async def test_cancel_of_a_queued_job_ends_it(job_log: OpenedLog) -> None:
     assert record is not None
     assert (record.status, record.request) == ("cancelled", None)
     assert record.finished_at == pytest.approx(time.time(), abs=5)
-    assert all(0 < ttl <= 50 for ttl in (await ttls(job_log)).values())
+    assert all(0 < ttl <= 50 for ttl in (await ttls(job_log, "dw:{job}:*")).values())
     assert await claim(job_log, request=BODY) == Claim(code="ENDED", status="cancelled")
 
 
@@ -630,13 +633,13 @@ async def test_renew_of_what_is_not_the_callers_is_stale(
     assert await job_log.client.hget("dw:{job}:meta", "lease_until") == before
 
 
-async def test_renew_after_the_end_or_the_loss_of_a_job_is_stale(job_log: OpenedLog) -> None:
-    """An ended job and one that Redis lost have no owner; a renewal makes no key."""
+async def test_renew_after_the_end_or_the_loss_of_a_job(job_log: OpenedLog) -> None:
+    """It tells an ended job from one that Redis lost, and makes no key."""
     await running(job_log)
     await append(job_log, 2, end="completed")
     assert await renew(job_log) == [b"STALE", b""]
     await job_log.client.flushall()
-    assert await renew(job_log) == [b"STALE", b""]
+    assert await renew(job_log) == [b"MISSING", b""]
     assert await ttls(job_log) == {}
 
 
@@ -654,7 +657,7 @@ async def test_every_key_expires_after_every_script(job_log: OpenedLog) -> None:
         lambda: job_log.cancel("job", reason="r"),
         lambda: append(job_log, 3, end="cancelled"),
         lambda: job_log.claim("other", owner="w1", lease_s=1, request=BODY),
-        lambda: job_log.append("other", attempt=1, first=1, events=[line(sample.delta(1))]),
+        lambda: job_log.append("other", attempt=1, owner="w1", first=1, events=[line(sample.delta(1))]),
         lambda: submit(job_log, "third"),
         lambda: job_log.cancel("third", reason="r"),
     ]
@@ -668,7 +671,7 @@ async def test_every_key_expires_after_every_script(job_log: OpenedLog) -> None:
 async def test_a_queued_job_outlives_its_time_in_the_queue(job_log: OpenedLog) -> None:
     """The record stays for the whole queue time-out, so that somebody can end the job at it."""
     await submit(job_log, queue_timeout_s=7_200)
-    assert all(7_200 < ttl <= 7_200 + ACTIVE_TTL_S for ttl in (await ttls(job_log)).values())
+    assert all(7_200 < ttl <= 7_200 + ACTIVE_TTL_S for ttl in (await ttls(job_log, "dw:{job}:*")).values())
 
 
 async def test_scripts_are_loaded_again_after_a_flush(job_log: OpenedLog) -> None:
@@ -693,7 +696,10 @@ async def test_reading(job_log: OpenedLog) -> None:
     await running(job_log)
     await append(job_log, 2, *"abcd")
     assert await job_log.top("job") == 5
-    assert await job_log.head("job") == Head(record=await job_log.record("job"), earliest=1, top=5)
+    head = await job_log.head("job")
+    assert (head.record, head.earliest, head.top) == (await job_log.record("job"), 1, 5)
+    assert head.lease_left_s is not None
+    assert 0 < head.lease_left_s <= LEASE_S
     assert [sequence_number_of(event) for event in await job_log.read("job", 2)] == [3, 4, 5]
     assert [sequence_number_of(event) for event in await job_log.read("job", 2, 4)] == [3, 4]
     assert [sequence_number_of(event) for event in await job_log.read("job", 1, count=2)] == [2, 3]
@@ -709,7 +715,7 @@ async def test_pages_hold_everything_once(job_log: OpenedLog) -> None:
     events = [
         b'{"type":"delta","job_id":"job","sequence_number":%d,"attempt":1}' % n for n in range(2, total + 1)
     ]
-    assert await job_log.append("job", attempt=1, first=2, events=events) == ("OK", total)
+    assert await job_log.append("job", attempt=1, owner="w1", first=2, events=events) == ("OK", total)
     pages = [page async for page in job_log.pages("job")]
     assert [len(page) for page in pages] == [
         FIRST_PAGE_EVENTS,
@@ -750,10 +756,8 @@ async def test_two_prefixes_do_not_meet(job_log: OpenedLog) -> None:
     assert await other.record("job") is None
     assert (await submit(other)).is_new
     assert sorted(await ttls(job_log)) == [
-        "dw:{job}:log",
-        "dw:{job}:meta",
-        "other:{job}:log",
-        "other:{job}:meta",
+        *("dw:queued", "dw:{job}:log", "dw:{job}:meta"),
+        *("other:queued", "other:{job}:log", "other:{job}:meta"),
     ]
 
 
@@ -839,7 +843,7 @@ class Model:
         return self.status in {"queued", "in_progress"}
 
     def end(self, status: str) -> None:
-        self.status, self.owner, self.is_alive = status, None, False
+        self.status, self.is_alive = status, False
 
     def claim(self, owner: str, take_over: int | None, *, is_alive: bool, has_body: bool) -> str:
         if self.status is None and not has_body:
@@ -855,11 +859,11 @@ class Model:
         self.attempt += 1
         return "CLAIMED"
 
-    def append(self, attempt: int, first: int, events: list[bytes], end: str) -> tuple[str, int]:
+    def append(self, attempt: int, owner: str, first: int, events: list[bytes], end: str) -> tuple[str, int]:
         top = len(self.events)
         if self.status is None:
             return "MISSING", top
-        if attempt != self.attempt:
+        if attempt != self.attempt or self.owner not in {None, owner}:
             return "STALE", top
         if first + len(events) - 1 <= top:
             return "OK", top
@@ -933,8 +937,10 @@ class JobLogMachine(RuleBasedStateMachine):
         first=st.sampled_from([1, 1, 1, 0, -1, -2, 2, 5]),
         length=st.integers(1, 4),
         end=st.sampled_from(["", "", "", "completed", "cancelled"]),
+        is_owner=st.sampled_from([True, True, True, False]),
     )
-    def append(self, attempt: int, first: int, length: int, end: str) -> None:
+    def append(self, attempt: int, first: int, length: int, end: str, *, is_owner: bool) -> None:
+        owner = self.model.owner or "w1" if is_owner else "w3"
         attempt = max(0, self.model.attempt + attempt)
         first = max(1, len(self.model.events) + first)
         events = [
@@ -944,10 +950,12 @@ class JobLogMachine(RuleBasedStateMachine):
         if end:
             events[-1] = ending(end, first + length - 1, attempt)
         got = self.runner.run(
-            self.log.append(self.job_id, attempt=attempt, first=first, events=events, terminal=end)
+            self.log.append(
+                self.job_id, attempt=attempt, owner=owner, first=first, events=events, terminal=end
+            )
         )
         assert got[0] in get_args(AppendCode)
-        assert got == self.model.append(attempt, first, events, end)
+        assert got == self.model.append(attempt, owner, first, events, end)
 
     @rule(reason=st.sampled_from(["a", "b"]))
     def cancel(self, reason: str) -> None:

@@ -72,6 +72,44 @@ def test_it_starts_again_empty(program: str, temporary: Path) -> None:
             client.set("a", "b")
 
 
+@PROGRAMS
+@pytest.mark.parametrize("end", ["kill", "restart"])
+def test_it_comes_back_with_what_it_wrote(program: str, end: str, temporary: Path) -> None:
+    """With an append-only file, killed or restarted in order, it has all its data when `start` returns."""
+    server = RedisServer(program=program, options={"appendonly": "yes", "appendfsync": "always"})
+    with server, redis.Redis.from_url(server.url) as client:
+        pid = server.pid
+        client.set("a", "b")
+        if end == "kill":
+            server.kill()
+            assert not is_running(pid)
+            server.start()
+        else:
+            server.restart()
+        assert server.pid != pid
+        assert client.get("a") == b"b"
+
+
+@PROGRAMS
+def test_without_a_file_a_crash_forgets_all(program: str) -> None:
+    """As it comes it keeps nothing, and a crash shows it."""
+    with RedisServer(program=program) as server, redis.Redis.from_url(server.url) as client:
+        client.set("a", "b")
+        server.kill()
+        server.start()
+        assert client.dbsize() == 0
+
+
+def test_a_directory_of_the_callers_own_stays(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What lies in `data_dir` outlives the server, for another one to load."""
+    options, data_dir = {"appendonly": "yes"}, tmp_path_factory.mktemp("data")
+    for expected in (None, b"b"):
+        server = RedisServer(data_dir=data_dir, options=options)
+        with server, redis.Redis.from_url(server.url) as client:
+            assert client.get("a") == expected
+            client.set("a", "b")
+
+
 def test_the_context_manager_stops_on_an_error(temporary: Path) -> None:
     """An exception inside `with` does not leave the server running."""
     pids: list[int] = []

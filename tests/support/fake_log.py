@@ -13,9 +13,10 @@ from deltawire.codec import sequence_number_of, type_of
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import TERMINAL_STATUSES
 from deltawire.keys import Keys
-from deltawire.log import Cancellation, CancelRequest, Head, JobLog, Record
+from deltawire.log import Cancellation, Head, JobLog
 from deltawire.messages import Snapshot, Subscribed
 from deltawire.options import Options
+from deltawire.record import CancelRequest, Record
 from deltawire_relay.feed import Feed, Listener
 from deltawire_relay.subscriber import Subscriber
 from deltawire_relay.tail import Batch

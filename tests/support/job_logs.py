@@ -9,8 +9,9 @@ import redis.asyncio
 from fakeredis import FakeAsyncRedis
 
 from deltawire.keys import Keys
-from deltawire.log import Executor, JobLog
+from deltawire.log import JobLog
 from deltawire.redis_connection import RedisClient, Reply
+from deltawire.scripts import Executor
 
 KINDS: Final = ("fakeredis", "server")
 
@@ -57,7 +58,7 @@ async def open_job_log(kind: str, url: str) -> AsyncIterator[OpenedLog]:
         await executor.aclose()
 
 
-async def ttls(log: OpenedLog) -> dict[str, int]:
-    """Every key on the server and its time to live in seconds (-1: none)."""
-    keys = cast("list[bytes]", await log.client.keys("*"))  # redis-py types both ways of decoding
+async def ttls(log: OpenedLog, pattern: str = "*") -> dict[str, int]:
+    """The keys on the server, and their times to live in seconds (-1: none)."""
+    keys = cast("list[bytes]", await log.client.keys(pattern))  # redis-py types both ways of decoding
     return {key.decode(): int(await log.client.ttl(key)) for key in keys}

@@ -28,6 +28,7 @@ from deltawire.redis_connection import RedisClient
 from tests.support.sample_events import in_progress, line, queued, text_chunk
 
 REQUEST: Final = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+OWNER: Final = "producer"
 USAGE: Final = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
 
@@ -78,7 +79,7 @@ class ProducedJob:
     async def claim(self) -> None:
         """Claims the job and appends `in_progress`; a job without a record gets one."""
         request = json.dumps(REQUEST).encode() if not self.lines else None
-        claim = await self._log.claim(self.job_id, owner="producer", lease_s=600, request=request)
+        claim = await self._log.claim(self.job_id, owner=OWNER, lease_s=600, request=request)
         assert claim.code == "CLAIMED", claim
         self.attempt = claim.attempt
         self._encoder = DeltaEncoder(self.job_id, self.attempt)
@@ -87,7 +88,12 @@ class ProducedJob:
     async def append(self, lines: Sequence[bytes], *, terminal: str = "") -> None:
         """One append, which the log must take."""
         code, top = await self._log.append(
-            self.job_id, attempt=self.attempt, first=self.top + 1, events=lines, terminal=terminal
+            self.job_id,
+            attempt=self.attempt,
+            owner=OWNER,
+            first=self.top + 1,
+            events=lines,
+            terminal=terminal,
         )
         assert code in {"OK", "CANCELLING"}, code
         self.lines += lines

@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 
 import httpx
 from celery import Celery
+from kombu.entity import Queue
 from websockets.asyncio.client import connect
 
 from deltawire.redis_server import RedisServer, free_port
@@ -33,6 +34,8 @@ UPSTREAM_API_KEY: Final = "sk-upstream-key-of-the-tests"
 TERMINAL: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 TASK: Final = "deltawire.generate"
 QUEUE: Final = "deltawire"
+#: As docs/rabbitmq.md has it.
+QUORUM: Final = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
 
 Event = dict[str, Any]
 
@@ -111,12 +114,19 @@ class Service:
 class System:
     """Redis, gateway, relay and one worker, from `start` to `stop`. Blocking; also a context manager.
 
-    `worker_environment` is for every worker; `workers` says how many to begin with.
+    `worker_environment` is for every worker; `workers` says how many to begin with; `broker_url` is for
+    another broker than the Redis.
     """
 
     def __init__(
-        self, *, workers: int = 1, worker_environment: dict[str, str] | None = None, gateway_rate: float = 50
+        self,
+        *,
+        workers: int = 1,
+        worker_environment: dict[str, str] | None = None,
+        gateway_rate: float = 50,
+        broker_url: str | None = None,
     ) -> None:
+        self._broker_url = broker_url
         self._worker_count = workers
         self._worker_environment = worker_environment or {}
         self._gateway_rate = gateway_rate
@@ -132,6 +142,10 @@ class System:
     @property
     def redis_url(self) -> str:
         return self.redis.url
+
+    @property
+    def broker_url(self) -> str:
+        return self._broker_url or self.redis_url
 
     @property
     def relay_url(self) -> str:
@@ -150,6 +164,7 @@ class System:
         """What relay and workers have in common."""
         return {
             "DELTAWIRE_REDIS_URL": self.redis_url,
+            **({"DELTAWIRE_BROKER_URL": self._broker_url} if self._broker_url else {}),
             "DELTAWIRE_UPSTREAM_BASE_URL": f"{self.gateway_url}/v1",
             "DELTAWIRE_UPSTREAM_API_KEY": UPSTREAM_API_KEY,
         }
@@ -290,15 +305,18 @@ async def show(system: System, job_id: str) -> dict[str, Any]:
     return answer
 
 
-def backend_app(redis_url: str) -> Celery:
+def backend_app(broker_url: str) -> Celery:
     """A Celery app as a backend has one: it does not know deltawire, just the names. Close it."""
-    return Celery("some_backend", broker=redis_url, set_as_current=False)
+    return Celery("some_backend", broker=broker_url, set_as_current=False)
 
 
 def send_task(app: Celery, body: Any, options: Any = None, **how: Any) -> str:
     """A plain `send_task` from `app`; the job's id. Blocks for a millisecond or two."""
     kwargs = {"request": body} if options is None else {"request": body, "options": options}
-    return str(app.send_task(TASK, kwargs=kwargs, queue=QUEUE, **how).id)
+    is_rabbitmq = app.conf.broker_url.startswith("amqp")
+    # kombu has few types
+    queue = Queue(QUEUE, queue_arguments=QUORUM) if is_rabbitmq else QUEUE  # type: ignore[no-untyped-call]
+    return str(app.send_task(TASK, kwargs=kwargs, queue=queue, **how).id)
 
 
 async def watch(

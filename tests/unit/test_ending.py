@@ -7,19 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltawire.codec import decode, encode_terminal, is_terminal, type_of
-from deltawire.errors import ERRORS, WireError
-from deltawire.events import (
-    MAX_EVENT_BYTES,
-    Cancelled,
-    Completed,
-    Failed,
-    Incomplete,
-    TerminalEvent,
-    Timings,
-)
-from deltawire.fold import Fold
-from deltawire.log import CancelRequest
-from deltawire_worker.ending import (
+from deltawire.ending import (
     AsCancelled,
     AsCompleted,
     AsFailed,
@@ -32,6 +20,18 @@ from deltawire_worker.ending import (
     at_end_of_stream,
     terminal_event,
 )
+from deltawire.errors import ERRORS, WireError
+from deltawire.events import (
+    MAX_EVENT_BYTES,
+    Cancelled,
+    Completed,
+    Failed,
+    Incomplete,
+    TerminalEvent,
+    Timings,
+)
+from deltawire.fold import Fold
+from deltawire.record import CancelRequest
 from deltawire_worker.upstream import UpstreamError
 from tests.support.sample_events import text_chunk
 
@@ -123,7 +123,7 @@ def test_each_ending_has_its_event() -> None:
     assert incomplete.incomplete_details.reason == "idle_timeout"
 
     error = UpstreamError("upstream_rate_limit", "slow down", status_code=429, retry_after_s=3.0)
-    failed = event_of(AsFailed(error, "upstream"), fold)
+    failed = event_of(AsFailed(error, "upstream", error.status_code), fold)
     assert isinstance(failed, Failed)
     assert (failed.source, failed.status_code, failed.error.retry_after_s) == ("upstream", 429, 3.0)
     assert failed.completion == completed.completion

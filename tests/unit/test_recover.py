@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltawire.log import Record
 from deltawire.options import Options, Restart
-from deltawire_worker.recover import End, NextAttempt, recover
+from deltawire.record import Record
+from deltawire.recover import End, NextAttempt, recover
 
 
 def record(*, attempt: int = 1, max_attempts: int = 2, restart: Restart, has_deltas: bool) -> Record:

@@ -7,8 +7,8 @@ import pytest
 
 from deltawire.events import Timings
 from deltawire.keys import Keys
-from deltawire.log import CancelRequest, Record
 from deltawire.options import Options
+from deltawire.record import CancelRequest, Record
 from deltawire_worker.flusher import Flusher
 from deltawire_worker.run import CancelWanted, Cause, DeadlinePassed, Refused, Run
 from tests.support.virtual_time import virtual_time
@@ -35,7 +35,12 @@ def make_run(
     run = Run("job", 1, record)
     flusher = Flusher("redis://127.0.0.1:1/0", Keys())
     run.writer = flusher.open(
-        "job", attempt=1, top=0, on_cancel=lambda: None, on_refused=lambda code: run.abort(Refused(code))
+        "job",
+        record=record,
+        owner="w",
+        top=0,
+        on_cancel=lambda: None,
+        on_refused=lambda code: run.abort(Refused(code)),
     )
     return run
 
@@ -219,7 +224,7 @@ async def test_an_abort_from_within_the_stream_ends_with_it() -> None:
     """A full buffer or a late timer is noticed by the streaming task itself, maybe just before its end."""
     run = make_run()
     async with run:
-        run.abort(Refused("FULL"))
+        run.abort(Refused("UNREACHABLE"))
     await asyncio.sleep(1)  # the terminal event's append
 
 
@@ -241,7 +246,7 @@ async def test_an_abort_within_the_stream_interrupts_its_next_await() -> None:
     """Where there is one."""
     run = make_run()
     async with run:
-        run.abort(Refused("FULL"))
+        run.abort(Refused("UNREACHABLE"))
         await asyncio.sleep(86_400)
     assert now() == 0
     await asyncio.sleep(1)

@@ -11,13 +11,14 @@ from celery import Celery
 
 from deltawire.keys import Keys
 from deltawire.log import JobLog
-from deltawire.queue import make_app
+from deltawire.queue import TaskSender, make_app
 from deltawire.redis_connection import RedisClient
+from deltawire.sweeper import Sweeper
 
 from .cancellation import ControlChannel
 from .flusher import Flusher
 from .generate import Generator
-from .lease import Leases
+from .lease import Leases, Presence
 from .probes import Probes
 from .run import Run
 from .settings import Settings
@@ -66,7 +67,8 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-worker")
         stack.push_async_callback(redis.aclose)
-        flusher = Flusher(settings.redis_url, keys)
+        log = JobLog(redis, keys)
+        flusher = Flusher(settings.redis_url, keys, max_log_bytes=settings.max_log_bytes)
         await flusher.start()
         stack.push_async_callback(flusher.close)
         control = ControlChannel(settings.redis_url, keys, owner, runs)
@@ -75,17 +77,21 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         client = UpstreamClient()
         stack.push_async_callback(client.aclose)
         leases = Leases(flusher, owner, runs)
-        renewals = asyncio.create_task(leases.keep(), name="lease-renewals")
-        stack.callback(renewals.cancel)
+        presence = Presence(log.index, owner, runs)
+        sweeper = Sweeper(log, TaskSender(app), owner=f"{owner}-sweeper")
+        for kept in (leases, presence, sweeper):
+            task = asyncio.create_task(kept.keep(), name=f"keep-{type(kept).__name__}")
+            stack.callback(task.cancel)
         app.generator_loop = asyncio.get_running_loop()
         app.generator = Generator(
-            log=JobLog(redis, keys),
+            log=log,
             flusher=flusher,
             upstreams={settings.upstream.name: settings.upstream},
             client=client,
             owner=owner,
             runs=runs,
             leases=leases,
+            presence=presence,
         )
         probes = Probes(settings.host, settings.worker_port, is_ready=lambda: flusher.is_connected)
         await probes.start()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltawire.keys import Keys
-from deltawire.log import CancelRequest, decode_cancel
+from deltawire.record import CancelRequest, decode_cancel
 from deltawire.redis_connection import RedisConnection, RedisLink
 
 from .run import CancelWanted, Run

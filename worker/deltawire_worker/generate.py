@@ -9,23 +9,24 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from deltawire.codec import decode, encode, encode_terminal
+from deltawire.ending import AsCancelled, AsFailed, Ending, at_deadline, at_end_of_stream, terminal_event
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
 from deltawire.events import Failed, InProgress, Queued, Restarted
 from deltawire.fold import LogFold, fold_pages
-from deltawire.keys import is_job_id
-from deltawire.log import AppendCode, CancelRequest, Claim, JobLog
+from deltawire.keys import LEASE_S, is_job_id
+from deltawire.log import AppendCode, Claim, JobLog
 from deltawire.options import Options, check_request, parse_options
+from deltawire.record import CancelRequest
+from deltawire.recover import End, NextAttempt, recover
 
 from .cancellation import want_cancel
-from .ending import AsCancelled, AsFailed, Ending, at_deadline, at_end_of_stream, terminal_event
 from .flusher import Flusher
-from .lease import LEASE_S, Leases
+from .lease import Leases, Presence
 from .pool import Cancellation, cancellation
-from .recover import End, NextAttempt, recover
 from .run import CancelWanted, DeadlinePassed, Outcome, Refused, Run
 from .upstream import Stream, Upstream, UpstreamClient, UpstreamError, request_body
 
-END_TIMEOUT_S: Final = 60.0
+END_TIMEOUT_S: Final = 300.0
 HELD_LOOKS: Final = 2
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Generator:
         owner: str,
         runs: dict[str, Run],
         leases: Leases,
+        presence: Presence,
     ) -> None:
         self._log = log
         self._flusher = flusher
@@ -52,6 +54,7 @@ class Generator:
         self._owner = owner
         self._runs = runs
         self._leases = leases
+        self._presence = presence
 
     async def generate(self, job_id: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
         """Runs the job of one queue message.
@@ -65,19 +68,22 @@ class Generator:
         problem = options = request = None
         if args or kwargs:
             problem, options, request = _read_arguments(args, kwargs)
-        takes = await self._claim(job_id, request, options)
-        if isinstance(takes, Outcome):
-            return takes
-        claim, decision = takes
-        run = self._open_run(job_id, claim)
-        outcome = Outcome("in_progress")
         try:
-            outcome = await self._run(run, claim, decision, problem)
-        except asyncio.CancelledError:
-            await self._give_up(run)
-            raise
+            takes = await self._claim(job_id, request, options)
+            if isinstance(takes, Outcome):
+                return takes
+            claim, decision = takes
+            run = self._open_run(job_id, claim)
+            outcome = Outcome("in_progress")
+            try:
+                outcome = await self._run(run, claim, decision, problem)
+            except asyncio.CancelledError:
+                await self._give_up(run)
+                raise
+            finally:
+                self._close_run(run, outcome)
         finally:
-            self._close_run(run, outcome)
+            self._presence.ended(job_id)
         _log.info(
             "job %s in %.1f s",
             outcome.status,
@@ -92,12 +98,14 @@ class Generator:
         run = Run(job_id, claim.attempt, claim.record)
         run.writer = self._flusher.open(
             job_id,
-            attempt=claim.attempt,
+            record=claim.record,
+            owner=self._owner,
             top=claim.top,
             on_cancel=lambda: self._look_for_cancel(run),
             on_refused=lambda code: run.abort(Refused(code)),
         )
         self._runs[job_id] = run
+        self._presence.claimed(job_id)
         if claim.top == 0:
             self._put(run, Queued)
         return run
@@ -172,6 +180,7 @@ class Generator:
         self, job_id: str, request: bytes | None, options: Options | None, take_over: int | None
     ) -> Claim:
         """One call of the script. Cancelled meanwhile, it gives up what the script may have taken."""
+        await self._presence.begins(job_id)
         call = asyncio.ensure_future(
             self._log.claim(
                 job_id,
@@ -260,12 +269,14 @@ class Generator:
             case None:
                 if failure is None:
                     return at_end_of_stream(run.fold)
-                return AsFailed(failure, "upstream" if isinstance(failure, UpstreamError) else "worker")
+                if isinstance(failure, UpstreamError):
+                    return AsFailed(failure, "upstream", failure.status_code)
+                return AsFailed(failure, "worker")
             case CancelWanted(request=wanted, heard_at=heard_at):
                 return AsCancelled(wanted, heard_at, run.upstream_closed_at)
             case DeadlinePassed(deadline=deadline):
                 return at_deadline(deadline, run.fold)
-            case Refused(code="FULL"):
+            case Refused(code="UNREACHABLE"):
                 return AsFailed(WireError("redis_unavailable", "Redis took no events for too long"), "worker")
             case Refused():
                 return None
@@ -278,12 +289,12 @@ class Generator:
             run.saw_delta(now)
             for chunk, _ in batch:
                 fold.add(chunk)
-            writer.put_deltas([line for _, line in batch], now)
+            writer.put_deltas([line for _, line in batch], now, fold)
             if writer.is_full:
                 with run.not_listening():
                     has_room = await writer.room()
                 if not has_room:
-                    run.abort(Refused("FULL"))
+                    run.abort(Refused("UNREACHABLE"))
                     return
 
     async def _end(self, run: Run, ending: Ending | None) -> Outcome:
@@ -302,13 +313,14 @@ class Generator:
                         fold=run.fold,
                         timings=run.timings(now),
                     )
-                    status = type(event).__struct_config__.tag
                     code = await run.writer.end(
-                        encode_terminal(event), status=str(status), retention_s=run.record.options.retention_s
+                        encode_terminal(event),
+                        status=event.status,
+                        retention_s=run.record.options.retention_s,
                     )
                     if code in {"OK", "CANCELLING"}:
                         failed = ending.error.code if isinstance(ending, AsFailed) else None
-                        return Outcome(str(status), failed)
+                        return Outcome(event.status, failed)
                     if code != "CANCELLED":
                         break
                     # The cancel key came before the terminal event did.
@@ -320,11 +332,6 @@ class Generator:
         _log.warning(
             "the log takes no more: %s", refusal, extra={"job_id": run.job_id, "attempt": run.attempt}
         )
-        if refusal == "GAP":
-            # Redis has lost events. The message comes again, and `recover` decides about the job.
-            raise RedisUnavailableError(f"events of job {run.job_id} were lost under its attempt")
-        if refusal == "MISSING":
-            raise JobExpiredError(f"the record of job {run.job_id} is gone")
         return Outcome("in_progress")
 
     def _put(self, run: Run, kind: type[Queued | InProgress | Restarted], **fields: Any) -> None:

@@ -1,24 +1,30 @@
 """Leases: a worker's claims on its running jobs, renewed every second.
 
-A renewal also finds a cancel key that somebody set without telling us, and that the attempt was taken
-over by another worker.
+A renewal also finds a cancel key that somebody set without telling us, that the attempt was taken over by
+another worker, and that Redis has lost the job.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from deltawire.keys import ACTIVE_TTL_S
-from deltawire.log import decode_cancel
+from deltawire.errors import RedisUnavailableError
+from deltawire.index import Index
+from deltawire.keys import ACTIVE_TTL_S, LEASE_S
+from deltawire.record import decode_cancel
 from deltawire.redis_connection import Reply
 
 from .cancellation import want_cancel
-from .flusher import Flusher
+from .flusher import STALL_TIMEOUT_S, Flusher
 from .run import Refused, Run
 
-LEASE_S: Final = 5.0
 RENEWAL_INTERVAL_S: Final = 1.0
+MAX_UNANSWERED: Final = round(STALL_TIMEOUT_S / RENEWAL_INTERVAL_S)
+REFILL_EVERY: Final = 30  # renewals
+
+_log = logging.getLogger(__name__)
 
 
 class Leases:
@@ -34,6 +40,10 @@ class Leases:
         while True:
             await asyncio.sleep(RENEWAL_INTERVAL_S)
             for run in tuple(self._runs.values()):
+                # Counted, not timed: a process that was stopped for a while has not been waiting.
+                run.unanswered_renewals += 1
+                if run.unanswered_renewals > MAX_UNANSWERED:
+                    run.abort(Refused("UNREACHABLE"))
                 self.renew(run)
 
     def renew(self, run: Run) -> None:
@@ -50,7 +60,51 @@ class Leases:
 
     @staticmethod
     def _answered(run: Run, reply: Reply) -> None:
+        run.unanswered_renewals = 0
         if reply[0] == b"STALE":
             run.abort(Refused("STALE"))
+        elif reply[0] == b"MISSING":
+            run.writer.rewrite()
         elif request := decode_cancel(reply[1]):
             want_cancel(run, request)
+
+
+class Presence:
+    """Tells sweepers that this process lives and which jobs are its own (see Index)."""
+
+    def __init__(self, index: Index, owner: str, runs: Mapping[str, Run]) -> None:
+        self._index = index
+        self._owner = owner
+        self._runs = runs
+        self._claimed: set[str] = set()
+        self._over: set[str] = set()
+
+    async def begins(self, job_id: str) -> None:
+        """Before a claim. Raises RedisUnavailableError."""
+        await self._index.will_run(self._owner, (job_id,))
+
+    def claimed(self, job_id: str) -> None:
+        """The job waits no more. Told with the next renewal."""
+        self._claimed.add(job_id)
+
+    def ended(self, job_id: str) -> None:
+        """The job is not ours (any more). Told with the next renewal."""
+        self._over.add(job_id)
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        renewals = 0
+        while True:
+            claimed, over = tuple(self._claimed), tuple(self._over - self._runs.keys())
+            try:
+                await self._index.lives(self._owner, LEASE_S)
+                if renewals % REFILL_EVERY == 0:  # Redis may have lost them
+                    await self._index.will_run(self._owner, tuple(self._runs))
+                await self._index.left_queue(claimed)
+                self._claimed.difference_update(claimed)
+                await self._index.has_run(self._owner, over)
+                self._over.difference_update(over)
+            except RedisUnavailableError as error:
+                _log.warning("cannot say that this worker lives: %s", error)
+            renewals += 1
+            await asyncio.sleep(RENEWAL_INTERVAL_S)

@@ -7,11 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from deltawire.ending import Deadline
 from deltawire.events import Timings
 from deltawire.fold import Fold
-from deltawire.log import AppendCode, CancelRequest, Record
+from deltawire.log import AppendCode
+from deltawire.record import CancelRequest, Record
 
-from .ending import Deadline
 from .flusher import JobWriter
 
 
@@ -32,9 +33,9 @@ class DeadlinePassed(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The log takes nothing more from this attempt, or Redis takes nothing at all ("FULL")."""
+    """The log takes nothing more from this attempt, or Redis has taken nothing at all for too long."""
 
-    code: AppendCode | Literal["FULL"]
+    code: AppendCode | Literal["UNREACHABLE"]
 
 
 Cause = CancelWanted | DeadlinePassed | Refused
@@ -54,6 +55,7 @@ class Run:
         """What became of the job; a second delivery of the job's message waits for it."""
         self.upstream_closed_at: float | None = None
         self.first_delta_at: float | None = None
+        self.unanswered_renewals = 0
         self._is_listening = True
         self._streaming: asyncio.Task[object] | None = None
         self._loop = asyncio.get_running_loop()
@@ -114,14 +116,8 @@ class Run:
             self._last_delta = self._loop.time()
 
     def timings(self, now: float) -> Timings:
-        """Durations so far, from the record's creation; clocks of two machines never make one negative."""
-        created_at = self.record.created_at
-        started_at, first_delta_at = self.record.started_at, self.first_delta_at
-        return Timings(
-            queued_s=None if started_at is None else max(0.0, started_at - created_at),
-            first_delta_s=None if first_delta_at is None else max(0.0, first_delta_at - created_at),
-            total_s=max(0.0, now - created_at),
-        )
+        """Durations so far, of this attempt where it has come to deltas."""
+        return msgspec.structs.replace(self.record, first_delta_at=self.first_delta_at).timings(now)
 
     def _watch(self) -> None:
         """One timer for all deadlines, set again only when it has fired."""

@@ -5,6 +5,7 @@ import msgspec
 from deltawire.environment import DEFAULT_REDIS_URL, REDIS_SCHEMES, Environment
 from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
 
+from .flusher import MAX_LOG_BYTES
 from .upstream import Upstream
 
 
@@ -17,6 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_port: int = 8081
     concurrency: int = 1000
     shutdown_grace_s: float = 30.0
+    max_log_bytes: int = MAX_LOG_BYTES
     log_format: str = "text"
     log_level: str = "info"
 
@@ -38,6 +40,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             worker_port=environment.integer("DELTAWIRE_WORKER_PORT", 8081),
             concurrency=environment.integer("DELTAWIRE_CONCURRENCY", 1000, minimum=1, maximum=100_000),
             shutdown_grace_s=environment.number("DELTAWIRE_SHUTDOWN_GRACE_S", 30.0),
+            max_log_bytes=environment.integer(
+                "DELTAWIRE_MAX_LOG_BYTES", MAX_LOG_BYTES, minimum=1_048_576, maximum=1_073_741_824
+            ),
             log_format=environment.choice("DELTAWIRE_LOG_FORMAT", "text", LOG_FORMATS),
             log_level=environment.choice("DELTAWIRE_LOG_LEVEL", "info", LOG_LEVELS),
         )

@@ -1,7 +1,8 @@
 -- Appends numbered events to a job's log and publishes those that are new. A repeat changes nothing.
 -- KEYS   1 meta, 2 log, 3 cancel, 4 channel
--- ARGV   1 attempt, 2 number of the first event, 3 ttl_s, 4 terminal status among the events ('' for none),
---        5 how many of the following are record fields (name, value, ...), then those, then the events
+-- ARGV   1 attempt, 2 owner ('' for a queued job), 3 number of the first event, 4 ttl_s,
+--        5 terminal status among the events ('' for none), 6 PUBLISH or SPUBLISH,
+--        7 how many of the following are record fields (name, value, ...), then those, then the events
 -- REPLY  {code, top, receivers}, where code is
 --        OK         the log holds all of them
 --        CANCELLING as OK, and the cancel key exists: end the job
@@ -10,15 +11,16 @@
 --        ENDED      refused: the log has its terminal event
 --        GAP        refused: events between top and the first one are missing
 --        MISSING    refused: there is no record
-local known = redis.call('HMGET', KEYS[1], 'attempt', 'status')
+local known = redis.call('HMGET', KEYS[1], 'attempt', 'owner', 'status')
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 local top = last and tonumber(string.match(last[1], '^%d+')) or 0
 if not known[1] then return {'MISSING', top, 0} end
-if known[1] ~= ARGV[1] then return {'STALE', top, 0} end
-local first, ttl, terminal = tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local fields_end = 5 + tonumber(ARGV[5])
+-- Attempts count from 1 again in a record that was lost and made anew, so the owner counts, too.
+if known[1] ~= ARGV[1] or known[2] and known[2] ~= ARGV[2] then return {'STALE', top, 0} end
+local first, ttl, terminal = tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local fields_end = 7 + tonumber(ARGV[7])
 if first + #ARGV - fields_end - 1 <= top then return {'OK', top, 0} end
-if known[2] ~= 'in_progress' and known[2] ~= 'queued' then return {'ENDED', top, 0} end
+if known[3] ~= 'in_progress' and known[3] ~= 'queued' then return {'ENDED', top, 0} end
 if first > top + 1 then return {'GAP', top, 0} end
 local cancelling = redis.call('EXISTS', KEYS[3]) == 1
 if cancelling and terminal ~= '' and terminal ~= 'cancelled' then return {'CANCELLED', top, 0} end
@@ -26,10 +28,10 @@ if cancelling and terminal ~= '' and terminal ~= 'cancelled' then return {'CANCE
 -- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
 redis.call('EXPIRE', KEYS[1], ttl)
 redis.call('EXPIRE', KEYS[2], ttl)
-if fields_end > 5 then redis.call('HSET', KEYS[1], unpack(ARGV, 6, fields_end)) end
+if fields_end > 7 then redis.call('HSET', KEYS[1], unpack(ARGV, 8, fields_end)) end
 if terminal ~= '' then
   redis.call('HSET', KEYS[1], 'status', terminal)
-  redis.call('HDEL', KEYS[1], 'request', 'owner', 'lease_until')
+  redis.call('HDEL', KEYS[1], 'request', 'lease_until')
   redis.call('EXPIRE', KEYS[3], ttl)
 end
 local begin = fields_end + 1 + top + 1 - first
@@ -37,5 +39,5 @@ for i = begin, #ARGV do
   redis.call('XADD', KEYS[2], string.format('%d-0', first + i - fields_end - 1), 'e', ARGV[i])
 end
 if top == 0 then redis.call('EXPIRE', KEYS[2], ttl) end
-local receivers = redis.call('PUBLISH', KEYS[4], table.concat(ARGV, '\n', begin))
+local receivers = redis.call(ARGV[6], KEYS[4], table.concat(ARGV, '\n', begin))
 return {cancelling and 'CANCELLING' or 'OK', first + #ARGV - fields_end - 1, receivers}

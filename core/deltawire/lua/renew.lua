@@ -1,9 +1,11 @@
 -- Extends a running attempt's lease and the life of the job's keys; says whether to cancel.
 -- KEYS   1 meta, 2 log, 3 cancel
 -- ARGV   1 owner, 2 attempt, 3 lease in ms, 4 ttl_s
--- REPLY  {'OK', cancel value or ''} | {'STALE', ''}: the attempt is no longer the caller's
-local known = redis.call('HMGET', KEYS[1], 'owner', 'attempt')
-if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] then return {'STALE', ''} end
+-- REPLY  {'OK', cancel value or ''} | {'STALE', ''}: the attempt is no longer the caller's, or the job has ended
+--        | {'MISSING', ''}: there is no record
+local known = redis.call('HMGET', KEYS[1], 'owner', 'attempt', 'status')
+if not known[2] then return {'MISSING', ''} end
+if known[1] ~= ARGV[1] or known[2] ~= ARGV[2] or known[3] ~= 'in_progress' then return {'STALE', ''} end
 local time = redis.call('TIME')
 -- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
 redis.call('EXPIRE', KEYS[1], ARGV[4])

@@ -1,12 +1,13 @@
 -- Creates a job's record and the first event of its log, unless it exists.
 -- KEYS   1 meta, 2 log, 3 cancel, 4 channel
--- ARGV   1 ttl_s, 2 digest of the body, 3 event, 4 tenant, 5... record fields (name, value, ...)
+-- ARGV   1 ttl_s, 2 digest of the body, 3 event, 4 tenant, 5 PUBLISH or SPUBLISH,
+--        6... record fields (name, value, ...)
 -- REPLY  {'CREATED'} | {'EXISTS', status, '1' if the digest is the same else '0'}
 local known = redis.call('HMGET', KEYS[1], 'status', 'digest')
 if known[1] then
   return {'EXISTS', known[1], known[2] == ARGV[2] and '1' or '0'}
 end
-redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'digest', ARGV[2], unpack(ARGV, 5))
+redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'digest', ARGV[2], unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 -- Another tenant's tombstone is not for this job.
 local cancel = redis.call('GET', KEYS[3])
@@ -17,5 +18,5 @@ end
 redis.call('DEL', KEYS[2]) -- of a job whose record is gone
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
-redis.call('PUBLISH', KEYS[4], ARGV[3])
+redis.call(ARGV[5], KEYS[4], ARGV[3])
 return {'CREATED'}

@@ -4,8 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from deltawire.errors import WireError
-from deltawire.events import (
+from .errors import WireError
+from .events import (
     Cancel,
     Cancelled,
     Completed,
@@ -15,10 +15,8 @@ from deltawire.events import (
     TerminalEvent,
     Timings,
 )
-from deltawire.fold import Fold
-from deltawire.log import CancelRequest
-
-from .upstream import UpstreamError
+from .fold import Fold
+from .record import CancelRequest
 
 Deadline = Literal["first_delta_timeout", "idle_timeout", "total_timeout"]
 IncompleteReason = Literal["length", "content_filter", "upstream_eof", "idle_timeout", "total_timeout"]
@@ -42,6 +40,7 @@ class AsIncomplete(msgspec.Struct, frozen=True):
 class AsFailed(msgspec.Struct, frozen=True):
     error: WireError
     source: Source
+    status_code: int | None = None  # the upstream's, if it gave one
 
 
 class AsCancelled(msgspec.Struct, frozen=True):
@@ -59,7 +58,7 @@ def at_end_of_stream(fold: Fold) -> Ending:
     if not reasons:
         if fold.is_empty:
             return AsFailed(
-                UpstreamError("upstream_eof", "the gateway ended the stream before its first delta"),
+                WireError("upstream_eof", "the gateway ended the stream before its first delta"),
                 "upstream",
             )
         return AsIncomplete("upstream_eof")
@@ -75,7 +74,7 @@ def at_end_of_stream(fold: Fold) -> Ending:
 def at_deadline(deadline: Deadline, fold: Fold) -> Ending:
     """After the first delta a time-out leaves an incomplete answer, before it a failure."""
     if fold.is_empty or deadline == "first_delta_timeout":
-        return AsFailed(UpstreamError(deadline, _DEADLINES[deadline]), "upstream")
+        return AsFailed(WireError(deadline, _DEADLINES[deadline]), "upstream")
     return AsIncomplete(deadline)
 
 
@@ -105,8 +104,7 @@ def terminal_event(
             return Completed(**fields)  # type: ignore[arg-type] # the fields are those of every terminal event
         case AsIncomplete(reason):
             return Incomplete(**fields, incomplete_details=IncompleteDetails(reason))  # type: ignore[arg-type] # as above
-        case AsFailed(error, source):
-            status_code = error.status_code if isinstance(error, UpstreamError) else None
+        case AsFailed(error, source, status_code):
             return Failed(**fields, error=error.error, source=source, status_code=status_code)  # type: ignore[arg-type] # as above
         case AsCancelled(request, heard_at, upstream_closed_at):
             cancel = Cancel(

@@ -1,13 +1,13 @@
 """What becomes of a job whose attempt has ended without a terminal event. Pure.
 
-The one decision for whoever finds such a job: a claim, and a worker that shuts down.
+The one decision for whoever finds such a job: a claim, a sweeper, a worker that shuts down.
 """
 
 from typing import Literal
 
 import msgspec
 
-from deltawire.log import Record
+from .record import Record
 
 Loss = Literal["worker_lost", "worker_shutdown"]
 """How the attempt was lost: its worker died, or gave it up when its time to finish was over."""

@@ -1,0 +1,81 @@
+"""Sets across jobs: where a sweeper looks. Hints only; the records are the truth (PROTOCOL.md §3.1).
+
+Each entry is written before the record that it points to, and removed after. A key of a set lies in another
+slot than the jobs it names, so nothing here is ever part of a job's script.
+"""
+
+from collections.abc import Collection
+from typing import cast
+
+from .keys import INDEX_TTL_S, Keys
+from .scripts import OWNERS, Scripts
+
+
+class Index:
+    """Raises RedisUnavailableError where Redis cannot answer."""
+
+    def __init__(self, scripts: Scripts, keys: Keys) -> None:
+        self._redis = scripts
+        self._keys = keys
+
+    # Jobs that wait for a worker.
+
+    async def will_queue(self, job_id: str, deadline: float) -> None:
+        """`deadline`: the Unix time at which the job will have waited too long."""
+        key = self._keys.queued
+        await self._redis.execute("ZADD", key, deadline, job_id)
+        await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+
+    async def overdue(self, now: float, count: int) -> list[str]:
+        """Jobs that have waited too long."""
+        return _names(
+            await self._redis.execute("ZRANGE", self._keys.queued, "-inf", now, "BYSCORE", "LIMIT", 0, count)
+        )
+
+    async def queued(self, count: int) -> list[str]:
+        """Jobs that wait, those with the nearest deadline first."""
+        return _names(await self._redis.execute("ZRANGE", self._keys.queued, 0, count - 1))
+
+    async def left_queue(self, job_ids: Collection[str]) -> None:
+        if job_ids:
+            await self._redis.execute("ZREM", self._keys.queued, *job_ids)
+
+    async def may_send(self, job_id: str, pause_s: int) -> bool:
+        """Whether nobody else has been told so within the pause."""
+        key = self._keys.job(job_id).sent
+        return await self._redis.execute("SET", key, "1", "NX", "EX", pause_s) is not None
+
+    # Worker processes and the jobs they run.
+
+    async def will_run(self, owner: str, job_ids: Collection[str]) -> None:
+        if job_ids:
+            key = self._keys.jobs_of(owner)
+            await self._redis.execute("SADD", key, *job_ids)
+            await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+
+    async def has_run(self, owner: str, job_ids: Collection[str]) -> None:
+        if job_ids:
+            await self._redis.execute("SREM", self._keys.jobs_of(owner), *job_ids)
+
+    async def jobs_of(self, owner: str) -> list[str]:
+        return _names(await self._redis.execute("SMEMBERS", self._keys.jobs_of(owner)))
+
+    async def lives(self, owner: str, lease_s: float) -> None:
+        """Says that a worker process lives."""
+        await self._owners(owner, lease_s)
+
+    async def lost_owners(self) -> list[str]:
+        """Worker processes that were not heard of for their lease."""
+        return await self._owners("", 0)
+
+    async def forget(self, owner: str) -> None:
+        await self._redis.execute("ZREM", self._keys.owners, owner)
+
+    async def _owners(self, owner: str, lease_s: float) -> list[str]:
+        return _names(
+            await self._redis.run(OWNERS, (self._keys.owners,), owner, round(lease_s * 1000), INDEX_TTL_S)
+        )
+
+
+def _names(reply: object) -> list[str]:
+    return [name.decode() for name in cast("list[bytes]", reply)]

@@ -1,0 +1,103 @@
+"""A job's record: the hash that is the truth about it (PROTOCOL.md §3.1), and what its cancel key says."""
+
+import msgspec
+
+from .events import TERMINAL_STATUSES, Timings
+from .options import Options
+
+Field = str | bytes | float
+
+
+class Record(msgspec.Struct, kw_only=True, frozen=True):
+    """Times are Unix seconds; `request` is gone once the job has ended."""
+
+    status: str
+    attempt: int
+    created_at: float
+    tenant: str
+    options: Options
+    digest: str = ""
+    request: bytes | None = None
+    started_at: float | None = None
+    first_delta_at: float | None = None
+    finished_at: float | None = None
+    lease_until: int | None = None
+    """Of the running attempt; milliseconds of Redis' own clock."""
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL_STATUSES
+
+    def timings(self, now: float) -> Timings:
+        """Durations so far, from the record's creation; clocks of two machines never make one negative."""
+
+        def since(moment: float | None) -> float | None:
+            return None if moment is None else max(0.0, moment - self.created_at)
+
+        return Timings(
+            queued_s=since(self.started_at),
+            first_delta_s=since(self.first_delta_at),
+            total_s=max(0.0, now - self.created_at),
+        )
+
+    def fields(self) -> tuple[Field, ...]:
+        """Names and values of the hash, but for those that the scripts keep themselves."""
+        fields: list[Field] = [
+            *("created_at", f"{self.created_at:.6f}", "tenant", self.tenant),
+            *("options", msgspec.json.encode(self.options)),
+        ]
+        if self.request is not None:
+            fields += ["request", self.request]
+        if self.digest:
+            fields += ["digest", self.digest]
+        for name in ("started_at", "first_delta_at"):
+            moment: float | None = getattr(self, name)
+            if moment is not None:
+                fields += [name, f"{moment:.6f}"]
+        return tuple(fields)
+
+
+def read_record(reply: list[bytes]) -> Record | None:
+    """The record in a script's HGETALL; None where there is none."""
+    if not reply:
+        return None
+    fields = dict(zip(reply[::2], reply[1::2], strict=True))
+
+    def moment(name: bytes) -> float | None:
+        return float(fields[name]) if name in fields else None
+
+    return Record(
+        status=fields[b"status"].decode(),
+        attempt=int(fields[b"attempt"]),
+        created_at=float(fields[b"created_at"]),
+        tenant=fields[b"tenant"].decode(),
+        options=msgspec.json.decode(fields[b"options"], type=Options),
+        digest=fields.get(b"digest", b"").decode(),
+        request=fields.get(b"request"),
+        started_at=moment(b"started_at"),
+        first_delta_at=moment(b"first_delta_at"),
+        finished_at=moment(b"finished_at"),
+        lease_until=int(fields[b"lease_until"]) if b"lease_until" in fields else None,
+    )
+
+
+class CancelRequest(msgspec.Struct, frozen=True):
+    """What a cancel key says. A bare key (any other value) says no more than that it is there."""
+
+    reason: str = "cancel_key"
+    requested_at: float | None = None
+    tenant: str | None = None  # who left a tombstone: it is for a job of this tenant's only
+
+
+def encode_cancel(request: CancelRequest) -> bytes:
+    return msgspec.json.encode(request)
+
+
+def decode_cancel(value: bytes) -> CancelRequest | None:
+    """What the cancel key's value says; None where there is no key (an empty value from a script)."""
+    if not value:
+        return None
+    try:
+        return msgspec.json.decode(value, type=CancelRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return CancelRequest()

@@ -1,0 +1,202 @@
+"""The sweeper: ends or restarts what nobody looks after any more (PROTOCOL.md §2.4).
+
+Every worker and every relay runs one. It finds jobs of workers that died, jobs that have waited too long, and
+queued jobs whose message the broker has lost. The sets of `Index` tell it where to look, the record decides,
+and a claim fences whatever it does, so any number of sweepers may look at the same job.
+
+A lost lease is believed at the second look, a lease after the first one, and only if Redis was quick and
+sound all the while: a Redis that stalls for some seconds makes every lease run out, and every owner renews
+its own as soon as it can.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol, TypeVar
+
+from .ending import AsCancelled, AsFailed, Ending
+from .errors import RedisUnavailableError, WireError
+from .fold import LogFold, fold_pages
+from .keys import LEASE_S
+from .log import JobLog
+from .record import Record
+from .recover import End, recover
+
+INTERVAL_S: Final = 1.0
+SLOW_S: Final = 1.0
+BATCH: Final = 100
+AT_ONCE: Final = 25
+LOST_MESSAGE_INTERVAL_S: Final = 10.0
+RESEND_PAUSE_S: Final = 60
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Queue(Protocol):
+    """The broker. Both block and raise WireError `queue_unavailable`."""
+
+    def send(self, job_id: str) -> None: ...
+    def depth(self) -> int:
+        """How many messages wait."""
+
+
+class Sweeper:
+    """Looks once a second. One for a process."""
+
+    def __init__(self, log: JobLog, queue: Queue, *, owner: str) -> None:
+        self._log = log
+        self._index = log.index
+        self._queue = queue
+        self._owner = owner
+        self._looks: dict[tuple[str, int, int | None], float] = {}
+        """When an expired lease was seen first, by job, attempt and lease. Loop time."""
+        self._seen: set[tuple[str, int, int | None]] = set()
+        """Those that were seen in this sweep."""
+        self._unsent: set[str] = set()
+        """Jobs that are queued while the broker's queue is empty."""
+        self._unsent_before: set[str] = set()
+        self._reported: set[str] = set()
+        self._looked_at_queue = asyncio.get_running_loop().time()
+
+    def report(self, job_id: str) -> None:
+        """Somebody saw that the lease of this job has run out. It is looked at with the others."""
+        self._reported.add(job_id)
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            try:
+                await self.sweep()
+            except RedisUnavailableError as error:
+                self._looks.clear()
+                _log.warning("cannot sweep: %s", error)
+            except WireError as error:
+                _log.warning("cannot sweep: %s", error)
+
+    async def sweep(self) -> None:
+        """One look at everything. Raises RedisUnavailableError and WireError `queue_unavailable`."""
+        reported, self._reported = self._reported, set()
+        self._seen.clear()
+        for owner in await self._quickly(self._index.lost_owners()):
+            jobs = await self._quickly(self._index.jobs_of(owner))
+            if not jobs:
+                await self._index.forget(owner)
+            await self._index.has_run(owner, await self._where(jobs, self._needs_no_look))
+        await self._where(reported, self._needs_no_look)
+        self._looks = {look: at for look, at in self._looks.items() if look in self._seen}
+        overdue = await self._quickly(self._index.overdue(time.time(), BATCH))
+        await self._index.left_queue(await self._where(overdue, self._waits_no_more))
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at_queue >= LOST_MESSAGE_INTERVAL_S:
+            self._looked_at_queue = now
+            await self._send_lost()
+
+    # Lost workers.
+
+    async def _needs_no_look(self, job_id: str) -> bool:
+        """Deals with a job whose worker seems lost. Whether there is nothing to look after (any more)."""
+        head = await self._quickly(self._log.head(job_id))
+        record, left_s = head.record, head.lease_left_s
+        if record is None or record.status != "in_progress" or left_s is None:
+            return True
+        if left_s > 0:
+            return False
+        look = (job_id, record.attempt, record.lease_until)
+        self._seen.add(look)
+        now = asyncio.get_running_loop().time()
+        if now - self._looks.setdefault(look, now) < LEASE_S:
+            return False
+        return await self._recover(job_id, record, lost_for_s=-left_s)
+
+    async def _recover(self, job_id: str, record: Record, *, lost_for_s: float) -> bool:
+        """Ends the job, or sends its message once more. Whether it has ended."""
+        decision = recover(record)
+        if not isinstance(decision, End) and lost_for_s < record.options.queue_timeout_s:
+            await self._send(job_id)
+            return False
+        claim = await self._log.claim(job_id, owner=self._owner, lease_s=LEASE_S, take_over=record.attempt)
+        if claim.code != "CLAIMED" or claim.record is None:
+            return claim.code in {"ENDED", "MISSING"}
+        _log.warning("ending a job whose worker is lost", extra={"job_id": job_id, "attempt": record.attempt})
+        code = decision.code if isinstance(decision, End) else "worker_lost"
+        ending: Ending = AsFailed(WireError(code, "the worker that ran this job was lost"), "worker")
+        if claim.cancel is not None:
+            ending = AsCancelled(claim.cancel, time.time(), None)
+        log_fold = await fold_pages(LogFold(), self._log.pages(job_id))
+        ended = await self._log.end(
+            job_id, ending, record=claim.record, owner=self._owner, top=claim.top, fold=log_fold.fold
+        )
+        return ended in {"OK", "CANCELLING", "ENDED"}
+
+    # Queued jobs.
+
+    async def _waits_no_more(self, job_id: str) -> bool:
+        """Ends a queued job that no worker took in time."""
+        head = await self._quickly(self._log.head(job_id))
+        record = head.record
+        if record is None or record.status != "queued":
+            return True
+        if time.time() - record.created_at <= record.options.queue_timeout_s:
+            return False
+        error = WireError("queue_timeout", "no worker took the job in time")
+        ended = await self._log.end(job_id, AsFailed(error, "queue"), record=record, top=head.top)
+        if ended == "CANCELLED":
+            await self._log.cancel(job_id, reason="cancel_key")
+        return True
+
+    async def _send_lost(self) -> None:
+        """Sends messages again that the broker lost: those of jobs that wait while its queue is empty.
+
+        Twice seen so: a message is in nobody's queue while it is on its way to a worker.
+        """
+        self._unsent_before, self._unsent = self._unsent, set()
+        waiting = await self._index.queued(BATCH)
+        if waiting and await asyncio.to_thread(self._queue.depth) == 0:
+            await self._index.left_queue(await self._where(waiting, self._has_left_queue))
+
+    async def _has_left_queue(self, job_id: str) -> bool:
+        """Sends the message of a job that was queued at the last look, too. Whether it is queued no more."""
+        record = (await self._quickly(self._log.head(job_id))).record
+        if record is None or record.status != "queued":
+            return True
+        self._unsent.add(job_id)
+        if job_id in self._unsent_before:
+            await self._send(job_id)
+        return False
+
+    async def _send(self, job_id: str) -> None:
+        """Sends a job's message, unless some sweeper did so in the last minute. Claims make it harmless."""
+        if await self._index.may_send(job_id, RESEND_PAUSE_S):
+            _log.info("sending the message of a job again", extra={"job_id": job_id})
+            await asyncio.to_thread(self._queue.send, job_id)
+
+    # Looking.
+
+    async def _where(self, job_ids: Iterable[str], is_so: Callable[[str], Awaitable[bool]]) -> list[str]:
+        """Those jobs of which it is so; some at a time, in an order that other sweepers do not have."""
+        left = list(job_ids)
+        random.shuffle(left)
+        found: list[str] = []
+        while left:
+            some, left = left[:AT_ONCE], left[AT_ONCE:]
+            answers = await asyncio.gather(*map(is_so, some), return_exceptions=True)
+            for job_id, answer in zip(some, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer:
+                    found.append(job_id)
+        return found
+
+    async def _quickly(self, answer: Awaitable[_T]) -> _T:
+        """The answer; one that took long makes what was seen before it worthless."""
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        try:
+            return await answer
+        finally:
+            if loop.time() - asked_at > SLOW_S:
+                self._looks.clear()

@@ -1,0 +1,124 @@
+"""What a sender of messages promises, on each broker."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import kombu.pools
+import pytest
+import redis
+from celery import Celery
+
+from deltawire.errors import WireError
+from deltawire.queue import QUEUE, TASK, TaskSender, make_app
+from deltawire.redis_server import RedisServer, free_port
+from tests.support.rabbitmq import RabbitMQ
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """A broker without our queue."""
+    if request.param == "redis":
+        return str(request.getfixturevalue("redis_url"))
+    broker: RabbitMQ = request.getfixturevalue("rabbitmq")
+    # Connections remember what they have declared.
+    kombu.pools.reset()  # type: ignore[no-untyped-call] # kombu has few types
+    broker.delete_queue(QUEUE)
+    return broker.url
+
+
+@pytest.fixture
+def app(broker_url: str) -> Iterator[Celery]:
+    """The relay's Celery app."""
+    with make_app(broker_url, key_prefix="dw") as made:
+        yield made
+
+
+def test_the_depth_counts_the_messages_that_wait(app: Celery) -> None:
+    """None where the queue does not exist yet; on Redis of all priorities, which are lists of their own."""
+    sender = TaskSender(app)
+    assert sender.depth() == 0
+    assert sender.depth() == 0  # the first question has not spoiled the connection
+    sender.send("a")
+    assert sender.depth() == 1
+    app.send_task(TASK, queue=QUEUE, priority=9)
+    assert sender.depth() == 2
+
+
+def test_the_depth_leaves_out_what_a_worker_holds(app: Celery) -> None:
+    """A message that is delivered and not acknowledged does not wait."""
+    sender = TaskSender(app)
+    sender.send("a")
+    with app.connection() as connection, connection.SimpleQueue(app.amqp.queues[QUEUE]) as held:
+        held.get(timeout=5)
+        assert sender.depth() == 0
+
+
+def test_many_threads_may_send_and_ask(app: Celery) -> None:
+    """More than the pool has connections."""
+    sender = TaskSender(app)
+    begin = threading.Barrier(16)
+
+    def work(number: int) -> list[int]:
+        begin.wait(10)
+        depths = []
+        for message in range(5):
+            sender.send(f"{number}-{message}")
+            depths.append(sender.depth())
+        return depths
+
+    with ThreadPoolExecutor(16) as threads:
+        depths = list(threads.map(work, range(16)))
+    assert all(depth > 0 for mine in depths for depth in mine)
+    assert sender.depth() == 80
+
+
+def test_a_hundred_questions_leave_no_connection_behind(redis_url: str) -> None:
+    """Nor a channel, which is a connection on Redis."""
+    with make_app(redis_url, key_prefix="dw") as app, redis.Redis.from_url(redis_url) as client:
+        sender = TaskSender(app)
+        sender.depth()
+        before = len(client.client_list())
+        for _ in range(100):
+            sender.depth()
+        assert len(client.client_list()) <= before
+
+
+def test_a_hundred_questions_leave_no_channel_behind(rabbitmq: RabbitMQ) -> None:
+    """Whether there is a queue or not."""
+    with make_app(rabbitmq.url, key_prefix="dw") as app:
+        sender = TaskSender(app)
+        sender.send("a")
+        for delete in (False, True):
+            if delete:
+                rabbitmq.delete_queue(QUEUE)
+            for _ in range(100):
+                sender.depth()
+            with app.pool.acquire() as connection:
+                channels = connection.connection.channels
+                assert len([number for number, channel in channels.items() if channel is not None]) <= 2
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_is_away_is_said(scheme: str) -> None:
+    """The depth is not 0, it is unknown."""
+    with make_app(f"{scheme}://127.0.0.1:{free_port()}/0", key_prefix="dw") as app:
+        sender = TaskSender(app)
+        for operation in (sender.depth, lambda: sender.send("a")):
+            with pytest.raises(WireError) as caught:
+                operation()
+            assert caught.value.code == "queue_unavailable"
+
+
+def test_a_redis_that_was_restarted_is_asked_again() -> None:
+    """The connections in the pool are dead, and nobody has noticed."""
+    server = RedisServer()
+    with server, make_app(server.url, key_prefix="dw") as app:
+        sender = TaskSender(app)
+        sender.send("a")
+        assert sender.depth() == 1
+        server.stop()
+        server.start()
+        assert sender.depth() == 0
+        sender.send("b")
+        assert sender.depth() == 1
