@@ -284,6 +284,13 @@ class JobLog:
         value: bytes | None = await self.scripts.execute("GET", self.keys.job(job_id).cancel)
         return None if value is None else decode_cancel(value or b"1")
 
+    async def is_watched(self, job_id: str) -> bool:
+        """Whether some relay listens to the job's channel, or has said that it watches without listening."""
+        keys = self.keys.job(job_id)
+        numsub = "NUMSUB" if self.keys.publish == "PUBLISH" else "SHARDNUMSUB"
+        listeners = await self.scripts.execute("PUBSUB", numsub, keys.channel)
+        return bool(listeners[1]) or bool(await self.scripts.execute("EXISTS", keys.watched))
+
     async def head(self, job_id: str) -> Head:
         """The record and the bounds of the log, as of one moment."""
         keys = self.keys.job(job_id)

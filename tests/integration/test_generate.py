@@ -24,6 +24,7 @@ from deltawire.options import Options
 from deltawire.redis_connection import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire_worker import generate as generate_module
+from deltawire_worker.abandonment import Abandonment
 from deltawire_worker.cancellation import ControlChannel
 from deltawire_worker.flusher import Flusher
 from deltawire_worker.generate import Generator
@@ -65,6 +66,7 @@ class Bench:
         self.control = ControlChannel(url, keys, OWNER, self.runs)
         self.client = UpstreamClient()
         self.leases = Leases(self.flusher, OWNER, self.runs)
+        self.abandonment = Abandonment(self.log, self.runs)
         self.generator = Generator(
             log=self.log,
             flusher=self.flusher,
@@ -74,6 +76,7 @@ class Bench:
             runs=self.runs,
             leases=self.leases,
             presence=Presence(self.log.index, OWNER, self.runs),
+            abandonment=self.abandonment,
         )
 
     async def run(self, job_id: str, body: Any = None, options: Any = None, **kwargs: Any) -> Outcome:
@@ -151,14 +154,15 @@ async def open_bench(url: str, *, upstream_url: str = "") -> AsyncIterator[Bench
         await bench.flusher.start()
         await bench.control.start()
         await bench.executor.execute("PING")
-        renewals = asyncio.create_task(bench.leases.keep(), name="lease-renewals")
+        keeping = [asyncio.create_task(kept.keep()) for kept in (bench.leases, bench.abandonment)]
         try:
             yield bench
-            assert not renewals.done(), "nobody renews leases any more"
+            assert not any(task.done() for task in keeping), "nobody looks after the runs any more"
             await bench.check_nothing_leaked()
         finally:
-            renewals.cancel()
-            await asyncio.wait([renewals])
+            for task in keeping:
+                task.cancel()
+            await asyncio.wait(keeping)
             await bench.client.aclose()
             await bench.control.close()
             await bench.flusher.close()
@@ -1222,3 +1226,92 @@ async def test_an_end_that_cannot_be_written_brings_the_message_back(
             await task
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
+
+
+# Abandoned jobs (§1.2).
+
+ABANDON: Final = {"on_abandon": "cancel", "abandon_grace_s": 0.5}
+
+
+@asynccontextmanager
+async def watched(bench: Bench) -> AsyncIterator[None]:
+    """Somebody listens to the job's channel."""
+    async with bench.redis.pubsub() as channel:
+        await channel.subscribe("dw:{job}:events")
+        await channel.get_message(timeout=DEADLINE_S)
+        yield
+
+
+async def test_an_abandoned_job_is_cancelled(bench: Bench) -> None:
+    """Its upstream is closed, and the event says why; the text so far is in it."""
+    assert await bench.run("job", request(deltas=10_000, rate=50), ABANDON) == Outcome("cancelled")
+    last = (await bench.ended("job"))[-1]
+    assert last["cancel"]["reason"] == "abandoned"
+    assert last["cancel"]["requested_at"] <= last["cancel"]["upstream_closed_at"]
+    assert bench.gateway.records[0].closed_by == "client"
+
+
+@pytest.mark.parametrize("script", [{"deltas": 100, "rate": 40}, {"deltas": 1, "first_delta_s": 2.5}])
+async def test_a_watched_job_is_not_abandoned(bench: Bench, script: dict[str, Any]) -> None:
+    """Whether it talks or is silent."""
+    async with watched(bench):
+        assert await bench.run("job", request(**script), ABANDON) == Outcome("completed")
+
+
+async def test_a_job_is_not_abandoned_while_a_relay_cannot_listen(bench: Bench) -> None:
+    """One that drains or reads degraded says so by a key."""
+    await bench.redis.set("dw:{job}:watched", 1, ex=60)
+    assert await bench.run("job", request(deltas=100, rate=40), ABANDON) == Outcome("completed")
+
+
+async def test_nobody_watches_unless_asked(bench: Bench) -> None:
+    """By default a job goes on without watchers."""
+    assert await bench.run("job", request(deltas=60, rate=40), {"abandon_grace_s": 0.1}) == Outcome(
+        "completed"
+    )
+
+
+async def test_the_grace_counts_from_the_last_receiver(bench: Bench) -> None:
+    """Whoever comes back in time finds the stream going on."""
+    task = bench.start("job", request(deltas=150, rate=50), {"on_abandon": "cancel", "abandon_grace_s": 1.5})
+    for _ in range(2):
+        async with watched(bench):
+            await asyncio.sleep(0.4)
+        await asyncio.sleep(0.5)
+    async with watched(bench):
+        assert await task == Outcome("completed")
+
+
+async def test_a_lost_connection_to_redis_abandons_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relays were cut off as well, and get time to subscribe again."""
+    monkeypatch.setattr("deltawire_worker.flusher.SETTLE_S", 2.0)
+    task = bench.start("job", request(deltas=150, rate=50), ABANDON)
+    async with watched(bench):
+        await bench.deltas("job", 5)
+    for client in await bench.redis.client_list():
+        if client["name"] == "deltawire-worker-flusher":
+            await bench.redis.client_kill_filter(_id=client["id"])
+    await asyncio.sleep(1.5)
+    async with watched(bench):
+        assert await task == Outcome("completed")
+
+
+async def test_a_job_that_was_abandoned_in_the_queue_never_streams(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody pays for what nobody waits for."""
+    monkeypatch.setattr("deltawire_worker.abandonment.SETTLE_S", 0.2)
+    monkeypatch.setattr("deltawire_worker.abandonment.INTERVAL_S", 0.05)
+    await bench.submit("job", request(), created_at=time.time() - 10, **ABANDON)
+    assert await bench.run("job") == Outcome("cancelled")
+    assert (await bench.ended("job"))[-1]["cancel"]["upstream_closed_at"] is None
+    assert bench.gateway.records == []
+
+
+async def test_a_job_that_waited_long_and_is_watched_streams(bench: Bench) -> None:
+    """The queue's length is nobody's leaving."""
+    await bench.submit("job", request(deltas=3), created_at=time.time() - 10, **ABANDON)
+    async with watched(bench):
+        assert await bench.run("job") == Outcome("completed")

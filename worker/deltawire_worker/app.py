@@ -15,6 +15,7 @@ from deltawire.queue import TaskSender, make_app
 from deltawire.redis_connection import RedisClient
 from deltawire.sweeper import Sweeper
 
+from .abandonment import Abandonment
 from .cancellation import ControlChannel
 from .flusher import Flusher
 from .generate import Generator
@@ -79,7 +80,8 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         leases = Leases(flusher, owner, runs)
         presence = Presence(log.index, owner, runs)
         sweeper = Sweeper(log, TaskSender(app), owner=f"{owner}-sweeper")
-        for kept in (leases, presence, sweeper):
+        abandonment = Abandonment(log, runs)
+        for kept in (leases, presence, sweeper, abandonment):
             task = asyncio.create_task(kept.keep(), name=f"keep-{type(kept).__name__}")
             stack.callback(task.cancel)
         app.generator_loop = asyncio.get_running_loop()
@@ -92,6 +94,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
             runs=runs,
             leases=leases,
             presence=presence,
+            abandonment=abandonment,
         )
         probes = Probes(settings.host, settings.worker_port, is_ready=lambda: flusher.is_connected)
         await probes.start()

@@ -19,6 +19,7 @@ from deltawire.options import Options, check_request, parse_options
 from deltawire.record import CancelRequest
 from deltawire.recover import End, NextAttempt, recover
 
+from .abandonment import Abandonment, abandoned
 from .cancellation import want_cancel
 from .flusher import Flusher
 from .lease import Leases, Presence
@@ -46,6 +47,7 @@ class Generator:
         runs: dict[str, Run],
         leases: Leases,
         presence: Presence,
+        abandonment: Abandonment,
     ) -> None:
         self._log = log
         self._flusher = flusher
@@ -55,6 +57,7 @@ class Generator:
         self._runs = runs
         self._leases = leases
         self._presence = presence
+        self._abandonment = abandonment
 
     async def generate(self, job_id: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
         """Runs the job of one queue message.
@@ -232,6 +235,8 @@ class Generator:
             ending = AsFailed(WireError(decision.code, "the worker that ran this job was lost"), "worker")
         elif run.attempt == 1 and late_s > 0:
             ending = AsFailed(WireError("queue_timeout", "no worker took the job in time"), "queue")
+        elif await self._abandonment.waited_unwatched(run):
+            ending = AsCancelled(abandoned(), time.time(), None)
         else:
             assert upstream is not None  # noqa: S101 - else there is a problem
             if isinstance(decision, NextAttempt) and decision.discards:
