@@ -144,6 +144,7 @@ def test_a_key_says_name_tenant_and_scopes() -> None:
         (ENTRY.rpartition(":")[2], "invalid_credentials"),
         ("\u00e9", "invalid_credentials"),
     ],
+    ids=["none", "empty", "wrong", "longer", "upper", "entry", "hash", "not ASCII"],  # keys differ by run
 )
 def test_no_key_and_a_wrong_key_are_told_apart(token: str | None, code: str) -> None:
     """Missing and wrong have codes of their own; the stored hash is no key."""
