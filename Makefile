@@ -29,8 +29,9 @@ litellm: setup .venv-litellm/.installed
 up: setup
 	$(BIN)/deltawire up
 
+# Two at a time, a file each: most tests wait most of the time.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What CI runs besides the tests; unit tests included, so that it is a fair answer before a commit.
 check: setup

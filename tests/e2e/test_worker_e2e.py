@@ -401,8 +401,8 @@ async def test_a_worker_that_is_killed_in_mid_stream_is_replaced(
         seen: list[Event] = []
         watching = asyncio.create_task(watch(system, job_id, on_event=seen.append))
         await eventually(lambda: sum(event["type"] == "delta" for event in seen) >= 5)
-        system.start_worker(before_main=SHORT_VISIBILITY)
         victim.signal(signal.SIGKILL)
+        system.start_worker(before_main=SHORT_VISIBILITY)
         events = await watching
         last = check_whole(events)
         assert last["type"] == kind
