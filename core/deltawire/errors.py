@@ -78,6 +78,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "queue_timeout": ErrorKind(_SERVER, 504, retryable=True),
     "worker_lost": ErrorKind(_SERVER, 502, retryable=True),
     "worker_shutdown": ErrorKind(_SERVER, 503, retryable=True),
+    "state_lost": ErrorKind(_SERVER, 500, retryable=True),
     "upstream_unreachable": ErrorKind(_UPSTREAM, 502, retryable=True),
     "connect_timeout": ErrorKind(_UPSTREAM, 504, retryable=True),
     "first_delta_timeout": ErrorKind(_UPSTREAM, 504, retryable=True),

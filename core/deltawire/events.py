@@ -96,7 +96,7 @@ class Failed(_Terminal, frozen=True, kw_only=True, tag="failed"):
     """`source` says whose fault it was; `status_code` is the upstream's HTTP status, if it gave one."""
 
     error: Error
-    source: Literal["request", "upstream", "worker", "queue"]
+    source: Literal["request", "upstream", "worker", "queue", "relay"]
     status_code: int | None = None
 
 

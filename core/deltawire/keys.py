@@ -50,6 +50,10 @@ class Keys(msgspec.Struct, frozen=True):
         """The channel on which one worker process hears of cancellations."""
         return f"{self.prefix}:control:{owner}"
 
+    def probe(self, feed: str) -> str:
+        """The channel on which one relay's feed hears itself."""
+        return f"{self.prefix}:probe:{feed}"
+
     @property
     def queued(self) -> str:
         """Jobs that wait for a worker, by the time at which they have waited too long. A hint."""

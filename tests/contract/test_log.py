@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from deltawire import redis_connection
-from deltawire.codec import decode, is_terminal, sequence_number_of
+from deltawire.codec import decode, encode_snapshot, is_terminal, sequence_number_of
 from deltawire.errors import RedisUnavailableError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Queued
+from deltawire.fold import Fold
 from deltawire.keys import ACTIVE_TTL_S, CANCEL_TTL_S, Keys
 from deltawire.log import (
     FIRST_PAGE_EVENTS,
+    NEWS_LINES,
     PAGE_EVENTS,
     AppendCode,
     Cancellation,
@@ -738,6 +740,32 @@ async def test_pages_of_a_log_that_begins_later(job_log: OpenedLog) -> None:
         await pipeline.execute()
     got = [sequence_number_of(event) async for page in job_log.pages("job") for event in page]
     assert got == list(range(501, 502 + PAGE_EVENTS))
+
+
+async def test_a_log_that_begins_with_a_snapshot(job_log: OpenedLog) -> None:
+    """The first event that can be read is the one after the snapshot, and the top is as ever (§6.3)."""
+    await running(job_log)
+    log = job_log.keys.job("job").log
+    await job_log.client.delete(log)
+    snapshot = encode_snapshot("job", 7, attempt=1, created_at=NOW, fold=Fold().state())
+    await job_log.client.xadd(log, {"e": snapshot}, id="7-0")
+    head = await job_log.head("job")
+    assert (head.earliest, head.top) == (8, 7)
+    assert await append(job_log, 8, "a") == ("OK", 8)
+    head = await job_log.head("job")
+    assert (head.earliest, head.top) == (8, 8)
+
+
+async def test_news_of_many_logs_at_once(job_log: OpenedLog) -> None:
+    """Of each log what lies beyond its number, in order, so many lines at the most; no news are left out."""
+    for job_id, last in (("a", 3), ("b", NEWS_LINES + 5), ("c", 3)):
+        log = job_log.keys.job(job_id).log
+        for number in range(1, last + 1):
+            await job_log.client.xadd(log, {"e": f"{job_id}{number}"}, id=f"{number}-0")
+    news = await job_log.news({"a": 1, "b": 2, "c": 3, "none": 0})
+    assert news == {"a": [b"a2", b"a3"], "b": [b"b%d" % number for number in range(3, NEWS_LINES + 3)]}
+    assert await job_log.news({"c": 3}) == {}
+    assert await job_log.news({}) == {}
 
 
 async def test_a_record_of_a_newer_version_is_read(job_log: OpenedLog) -> None:

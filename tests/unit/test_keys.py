@@ -16,6 +16,7 @@ def test_the_names_are_those_of_the_protocol() -> None:
     assert keys.cancel == "dw:{abc-1}:cancel"
     assert keys.channel == "dw:{abc-1}:events"
     assert Keys().control("w1") == "dw:control:w1"
+    assert Keys().probe("r1") == "dw:probe:r1"
 
 
 def test_a_prefix_replaces_every_name() -> None:
