@@ -3,25 +3,27 @@
 The order is everything: SUBSCRIBE, wait for the acknowledgement, hold what comes live, read where the log
 stands, merge by number, go live with no `await` in between. History first and SUBSCRIBE after loses or
 doubles events; a test proves that it does. A hole in the numbers is read from the log, inline, and no
-subscriber notices.
+subscriber notices. While nothing can be subscribed to, a hub opens all the same, and `Standby` reads on for
+it.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Sequence
 from typing import Final
 
-from deltawire.codec import decode, is_terminal, type_of
+from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
 from deltawire.errors import GapError, RedisUnavailableError, WireError
+from deltawire.events import Failed, Timings
 from deltawire.fold import LogFold, fold_pages
-from deltawire.log import Head, JobLog
+from deltawire.log import NEWS_LINES, Head, JobLog
 from deltawire.messages import Snapshot
 from deltawire.record import Record
 
 from .feed import Feed
 from .subscriber import Subscriber
-from .tail import Tail
+from .tail import Batch, Tail, batches
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +31,10 @@ UNKNOWN_JOB_TIMEOUT_S: Final = 60.0
 CHECK_INTERVAL_S: Final = 1.0
 TAIL_CHECK_AFTER_S: Final = 3.0
 OPEN_TIMEOUT_S: Final = 5.0
+SUBSCRIBE_TIMEOUT_S: Final = 1.0
+DEGRADED_AFTER_S: Final = 1.0
+HEAL_TIMEOUT_S: Final = 15.0  # longer than LOST_LOOKS take
+HEAL_LOOK_S: Final = 0.5
 MAX_HELD_BYTES: Final = 1_048_576
 RETRY_S: Final = 0.05
 RETRY_MAX_S: Final = 1.0
@@ -51,6 +57,7 @@ class Hub:
         self.earliest = 0
         self.tail = Tail()
         self.is_ended = False
+        self.is_lost = False  # ended by this hub, since Redis has lost the job
         self.subscribers: set[Subscriber] = set()
         self._log = log
         self._feed = feed
@@ -58,28 +65,50 @@ class Hub:
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
         self._held_bytes = 0
         self._lost_looks = 0
-        self._has_dropped = False  # what was held, since the log was read last
+        self._has_dropped = False  # what was held, or never heard, since the log was read last
+        self._subscribing: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._last_event_at = asyncio.get_running_loop().time()
+        self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
+        self._has_expired = False  # as far as we know, if the record is gone
         self._fold = LogFold()
         self._fold_lock = asyncio.Lock()
+        self._pages: dict[tuple[int, int], asyncio.Task[Page]] = {}  # that are being read
         self._news = asyncio.Event()
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it follows a job that has not ended, and reads nothing just now."""
+        return self.record is not None and not self.is_ended and self._held is None
+
     async def open(self) -> None:
-        """Goes live. Raises RedisUnavailableError; close it then, too."""
+        """Goes live. Raises RedisUnavailableError; close it then, too.
+
+        Where the subscription is not to be had soon, the log is enough to begin with.
+        """
+        subscribing = asyncio.create_task(
+            self._feed.subscribe(self._channel, self), name=f"hub-subscribe-{self.job_id}"
+        )
+        self._subscribing = subscribing
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await self._feed.subscribe(self._channel, self)
+                if self._feed.undelivered_s < DEGRADED_AFTER_S:
+                    await asyncio.wait([subscribing], timeout=SUBSCRIBE_TIMEOUT_S)
+                if not subscribing.done():
+                    subscribing.add_done_callback(self._on_late_subscription)
                 await self._catch_up()
         except TimeoutError as error:
-            raise RedisUnavailableError("no subscription within the time allowed") from error
+            raise RedisUnavailableError("the log could not be read within the time allowed") from error
         self._checking = asyncio.create_task(self._check(), name=f"hub-check-{self.job_id}")
+
+    def _on_late_subscription(self, subscribing: asyncio.Task[None]) -> None:
+        if not subscribing.cancelled():
+            self.reconnected()
 
     def close(self) -> None:
         """Leaves the channel and ends the hub's tasks. Idempotent."""
         self._feed.unsubscribe(self._channel)
-        for task in (self._catching_up, self._checking):
+        for task in (self._subscribing, self._catching_up, self._checking, *self._pages.values()):
             if task is not None:
                 task.cancel()
 
@@ -107,12 +136,30 @@ class Hub:
     def reconnected(self) -> None:
         if self._held is None:
             self._hold([])
+        else:
+            self._has_dropped = True
 
     # What subscribers and the jobs API call.
 
-    async def read(self, after: int, count: int) -> list[bytes]:
-        """At most `count` events of the log after `after`, none of which the tail holds."""
-        return await self._log.read(self.job_id, after, self.tail.base, count=count)
+    async def page(self, after: int, count: int) -> "Page":
+        """At most `count` events of the log after `after`, none of which the tail holds.
+
+        Empty where they are gone. All who ask for the same page while it is read share it.
+        """
+        reading = self._pages.get((after, count))
+        if reading is None:
+            reading = asyncio.create_task(self._read_page(after, count), name=f"read-log-{self.job_id}")
+            self._pages[after, count] = reading
+        # Whoever leaves meanwhile does not take it from the others.
+        return await asyncio.shield(reading)
+
+    def read_on(self, lines: list[bytes]) -> None:
+        """Takes what the log has beyond the tail, while pub/sub does not bring it."""
+        if not self.is_live:
+            return
+        if not self._take(lines) or len(lines) >= NEWS_LINES:  # there may be more
+            self._hold([])
+        self.flush()
 
     async def reaches(self, position: int, timeout_s: float) -> bool:
         """Whether the log's top reaches `position` within the time allowed, and before the job ends."""
@@ -138,14 +185,19 @@ class Hub:
             return False
         return True
 
-    async def snapshot(self, request_id: str | None = None) -> Snapshot:
+    async def snapshot(self, request_id: str | None = None) -> Snapshot | None:
         """The fold of the log up to its top; the terminal event is never part of it, so that it still comes.
 
-        Later calls go on from where the last one stood.
+        Later calls go on from where the last one stood. None where the log is gone: at once if the job has
+        ended, else when no worker has healed the log in time.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + HEAL_TIMEOUT_S
         async with self._fold_lock:
-            through = self.tail.top - self.is_ended
-            await fold_pages(self._fold, self._log.pages(self.job_id, self._fold.sequence_number, through))
+            while not await self._fold_on():
+                if self.is_ended or loop.time() >= deadline:
+                    return None
+                await asyncio.sleep(HEAL_LOOK_S)
             return Snapshot(
                 request_id=request_id,
                 job_id=self.job_id,
@@ -155,11 +207,43 @@ class Hub:
 
     # Inside.
 
+    async def _fold_on(self) -> bool:
+        """Brings the fold to the top. False: it lacks events that neither the log nor the tail has."""
+        fold, through = self._fold, self.tail.top - self.is_ended
+        if fold.sequence_number < min(self.tail.base, through):
+            await fold_pages(fold, self._log.pages(self.job_id, fold.sequence_number, through))
+        return fold is self._fold and self._fold_tail(through)
+
+    def _fold_tail(self, through: int) -> bool:
+        """Adds what the tail has. False: it does not go back far enough."""
+        fold = self._fold
+        while fold.sequence_number < through:
+            batch = self.tail.after(fold.sequence_number)
+            if batch is None:
+                return False
+            for line in batch.lines[: through - fold.sequence_number]:
+                fold.add(line)
+        return True
+
+    async def _read_page(self, after: int, count: int) -> "Page":
+        try:
+            lines = await self._log.read(self.job_id, after, self.tail.base, count=count)
+        finally:
+            del self._pages[after, count]
+        if not lines or is_snapshot(lines[0]) or sequence_number_of(lines[0]) != after + 1:
+            return Page((), ())
+        return Page(lines, tuple(batches(after, lines)))
+
     def _merge(self, payloads: list[bytes]) -> bool:
         """Adds live payloads to the tail. False: events are missing before one of them."""
         for payload in payloads:
             try:
-                self._note(self.tail.extend(payload.split(b"\n")))
+                lines = payload.split(b"\n")
+                if is_snapshot(lines[0]):  # of a log that was healed; what it stands for we have, or read
+                    if sequence_number_of(lines[0]) > self.tail.top:
+                        return False
+                    del lines[0]
+                self._note(self.tail.extend(lines))
             except GapError:
                 return False
             except ValueError:
@@ -177,7 +261,7 @@ class Hub:
                     event = decode(line)
                     self.attempt = event.attempt
                 self.is_ended = is_terminal(line)
-        self._last_event_at = asyncio.get_running_loop().time()
+        self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
         self._news.set()
 
     def _hold(self, payloads: list[bytes]) -> None:
@@ -206,7 +290,11 @@ class Hub:
                 self._begin_at(await self._log.head(self.job_id))
             else:
                 async for page in self._log.pages(self.job_id, self.tail.top):
-                    self._take(page)
+                    if not self._take(page):
+                        # It begins with a snapshot now, or has a hole. Whoever stands before that is
+                        # told so when it reads on.
+                        self._begin_at(await self._log.head(self.job_id))
+                        break
             # No await between here and going live.
             held, self._held, self._held_bytes = self._held or [], [], 0
             if (self.record is None or self._merge(held)) and not self._has_dropped:
@@ -217,26 +305,32 @@ class Hub:
         # A message whose predecessors never reach the log: Redis has lost them. The log is what counts.
         self._held = None
 
-    def _take(self, page: list[bytes]) -> None:
-        """Adds a page of the log to the tail."""
+    def _take(self, page: list[bytes]) -> bool:
+        """Adds a page of the log to the tail. False: events are missing before it, in the log itself."""
+        if is_snapshot(page[0]):
+            return False
         try:
             self._note(self.tail.extend(page))
-        except GapError as error:
-            # The log itself has a hole. Whoever stands before it is told so when it reads on.
-            self.tail = Tail(error.got - 1)
-            self._note(self.tail.extend(page))
+        except GapError:
+            return False
+        return True
 
     async def _compare(self) -> None:
         """Looks at the log's end: further than the tail's (a lost message), or nearer (lost writes)."""
         head = await self._log.head(self.job_id)
-        if self._held is not None:
+        if self._held is not None or self.is_ended:
             return
+        now = asyncio.get_running_loop().time()
+        if head.record is not None:
+            self._seen_at = now
         if head.top > self.tail.top:
             self._hold([])
         elif self.record is None or (head.record is not None and head.top == self.tail.top):
             self._lost_looks = 0
         else:
             # One look is not enough: a worker that holds the events may be about to heal the log.
+            if self._lost_looks == 0:
+                self._has_expired = now - self._seen_at >= self.record.options.retention_s
             self._lost_looks += 1
             if self._lost_looks >= LOST_LOOKS:
                 self._lost_looks = 0
@@ -245,21 +339,47 @@ class Hub:
     def _lose(self, head: Head) -> None:
         """Redis has lost acknowledged writes for good: what is left is the log."""
         _log.warning("the log has lost events", extra={"job_id": self.job_id})
-        if head.record is None:
+        if head.record is not None:
+            self._begin_at(head)
+            self._fold = LogFold()
+            self.flush()
+        elif self._has_expired:
+            # It may well have ended, unheard, and been forgotten as it should.
             for subscriber in tuple(self.subscribers):
                 subscriber.refuse(WireError("unknown_job", "the job is gone from Redis"))
-            return
-        self._begin_at(head)
-        self._fold = LogFold()
+        else:
+            self._end_lost()
+
+    def _end_lost(self) -> None:
+        """Ends the job for those who watch it. Nobody can write this event to the log: there is none."""
+        assert self.record is not None  # noqa: S101 - only what was there can be lost
+        has_all = not self._fold_lock.locked() and self._fold_tail(self.tail.top)
+        error = WireError("state_lost", "Redis has lost the job; submit it again")
+        event = Failed(
+            job_id=self.job_id,
+            sequence_number=self.tail.top + 1,
+            attempt=self.attempt,
+            created_at=(now := time.time()),
+            completion=self._fold.completion() if has_all else None,
+            usage=None,
+            usage_source="unavailable",
+            timings=Timings(queued_s=None, first_delta_s=None, total_s=now - self.record.created_at),
+            error=error.error,
+            source="relay",
+        )
+        self.is_lost = True
+        self._note(self.tail.extend([encode_terminal(event)]))
         self.flush()
 
     def _begin_at(self, head: Head) -> None:
+        """Goes on from where the log stands, if there is a record; whoever needs older events reads them."""
+        if head.record is None:
+            return
         self.record, self.earliest = head.record, head.earliest
-        if head.record is not None:
-            self.status, self.attempt = head.record.status, head.record.attempt
-            self.is_ended = head.record.is_terminal
-            self.tail = Tail(head.top)
-            self._news.set()
+        self.status, self.attempt = head.record.status, head.record.attempt
+        self.is_ended = head.record.is_terminal
+        self.tail = Tail(head.top)
+        self._news.set()
 
     async def _check(self) -> None:
         """Once a second, what pub/sub does not tell: a bare cancel key, a lost message, too long a wait."""
@@ -283,54 +403,12 @@ class Hub:
                     self._last_event_at = now
                     await self._compare()
             except RedisUnavailableError as error:
-                _log.warning("cannot check on %s: %s", self.job_id, error)
+                _log.debug("cannot check on %s: %s", self.job_id, error)
 
 
-class Hubs:
-    """The hubs of this process, by job; a hub lives as long as somebody holds it."""
+class Page:
+    """Consecutive events of a log, and batches of them; empty where they are gone."""
 
-    def __init__(self, log: JobLog, feed: Feed) -> None:
-        self._log = log
-        self._feed = feed
-        self._entries: dict[str, _Entry] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @asynccontextmanager
-    async def hold(self, job_id: str) -> AsyncIterator[Hub]:
-        """The live hub of a job. Raises RedisUnavailableError."""
-        hub, release = await self.acquire(job_id)
-        try:
-            yield hub
-        finally:
-            release()
-
-    async def acquire(self, job_id: str) -> tuple[Hub, Callable[[], None]]:
-        """As `hold`, for callers whose use does not nest; call the second value once when done."""
-        entry = self._entries.get(job_id)
-        if entry is None:
-            entry = self._entries[job_id] = _Entry(Hub(job_id, self._log, self._feed))
-        entry.holders += 1
-        try:
-            # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.
-            await asyncio.shield(entry.opened)
-        except BaseException:
-            self._release(entry)
-            raise
-        return entry.hub, lambda: self._release(entry)
-
-    def _release(self, entry: "_Entry") -> None:
-        entry.holders -= 1
-        if entry.holders == 0:
-            if self._entries.get(entry.hub.job_id) is entry:
-                del self._entries[entry.hub.job_id]
-            entry.opened.cancel()
-            entry.hub.close()
-
-
-class _Entry:
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
-        self.holders = 0
-        self.opened = asyncio.create_task(hub.open(), name=f"hub-open-{hub.job_id}")
+    def __init__(self, lines: Sequence[bytes], batches: Sequence[Batch]) -> None:
+        self.lines = lines
+        self.batches = batches

@@ -19,7 +19,7 @@ from deltawire.options import check_request, parse_options
 from deltawire.queue import TaskSender
 
 from .auth import Principal
-from .hub import Hubs
+from .hubs import Hubs
 
 CANCEL_WAIT_S: Final = 1.0
 

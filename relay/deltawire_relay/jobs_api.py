@@ -20,7 +20,7 @@ from .auth import Gate, Principal, bearer_token
 from .event_stream import HEADERS as EVENT_STREAM_HEADERS
 from .event_stream import EventStream, EventStreamResponse
 from .health import Health
-from .hub import Hubs
+from .hubs import Hubs
 from .jobs import Jobs, check_job_id
 from .settings import Settings
 from .subscriber import Subscriber

@@ -6,11 +6,12 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Final
 
 import uvicorn
 
+from deltawire.errors import RedisUnavailableError
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
@@ -18,16 +19,19 @@ from deltawire.redis_connection import RedisClient
 from deltawire.sweeper import Sweeper
 
 from .auth import Gate
+from .commands import Commands
 from .event_stream import say_goodbye
 from .feed import Feed
-from .health import Health
-from .hub import Hubs
+from .health import UNREADY_AFTER_S, Health
+from .hubs import Hubs
 from .jobs import CeleryQueue, Jobs
 from .jobs_api import JobsApi
 from .settings import Settings
+from .standby import Standby
 from .websocket import WebSocketDoor
 
 DRAIN_WINDOW_S: Final = 5.0
+MARK_TIMEOUT_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +39,12 @@ _log = logging.getLogger(__name__)
 class _Server(uvicorn.Server):
     """uvicorn, with our own drain before its shutdown: it knows neither WebSockets nor endless streams."""
 
-    def __init__(self, config: uvicorn.Config, health: Health, door: WebSocketDoor, api: JobsApi) -> None:
+    def __init__(
+        self, config: uvicorn.Config, health: Health, standby: Standby, door: WebSocketDoor, api: JobsApi
+    ) -> None:
         super().__init__(config)
         self._health = health
+        self._standby = standby
         self._door = door
         self._api = api
 
@@ -64,6 +71,9 @@ class _Server(uvicorn.Server):
         self._health.is_draining = True
         for server in self.servers:
             server.close()
+        with suppress(RedisUnavailableError, TimeoutError):
+            async with asyncio.timeout(MARK_TIMEOUT_S):
+                await self._standby.mark_watched()
         for stream in tuple(self._api.event_streams):
             say_goodbye(stream, DRAIN_WINDOW_S)
         await self._door.drain(DRAIN_WINDOW_S)
@@ -75,21 +85,26 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
     async with AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-relay")
         stack.push_async_callback(redis.aclose)
-        feed = Feed(settings.redis_url)
+        keys = Keys(settings.key_prefix)
+        feed = Feed(settings.redis_url, redis, keys.probe(secrets.token_hex(8)))
         await feed.start()
         stack.push_async_callback(feed.close)
         celery = make_app(settings.broker_url, key_prefix=settings.key_prefix)
         stack.push_async_callback(asyncio.to_thread, celery.close)
 
-        log = JobLog(redis, Keys(settings.key_prefix))
+        commands = Commands(redis, feed)
+        log = JobLog(commands, keys)
         hubs = Hubs(log, feed)
+        standby = Standby(hubs, log, commands, feed)
+        standing_by = asyncio.create_task(standby.run(), name="standby")
+        stack.push_async_callback(_end, standing_by)
         gate = Gate(settings.api_keys, settings.allowed_origins)
         sender = TaskSender(celery)
         sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
         sweeping = asyncio.create_task(sweeper.keep(), name="sweeper")
         stack.callback(sweeping.cancel)
         jobs = Jobs(log, hubs, CeleryQueue(sender))
-        health = Health(feed)
+        health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         api = JobsApi(settings, gate, hubs, jobs, health)
         door = WebSocketDoor(gate, hubs, jobs)
         config = uvicorn.Config(
@@ -107,4 +122,9 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
             timeout_keep_alive=75,
             timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
         )
-        await _Server(config, health, door, api).serve(list(sockets) or None)
+        await _Server(config, health, standby, door, api).serve(list(sockets) or None)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

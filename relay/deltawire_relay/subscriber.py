@@ -5,12 +5,11 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deltawire.codec import sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.log import FIRST_PAGE_EVENTS, next_page_events
 from deltawire.messages import Snapshot, Subscribed
 
-from .tail import Batch, batches
+from .tail import Batch
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -71,10 +70,10 @@ class Subscriber:
         Raises RedisUnavailableError. Says nothing if it was closed meanwhile.
         """
         recovered = await self._is_recoverable()
-        snapshot = None
         if self.is_allowed and (mode == "snapshot" or not recovered):
-            snapshot = await self.hub.snapshot(request_id)
-        self._begin(recovered, snapshot, request_id)
+            await self._jump(recovered=recovered, request_id=request_id)
+        else:
+            self._begin(recovered, None, request_id)
         self.pump()
 
     async def _is_recoverable(self) -> bool:
@@ -113,7 +112,21 @@ class Subscriber:
     async def _heal(self) -> None:
         """The log does not reach to the position: of a job that has just appeared, or Redis lost its end."""
         if not await self._is_recoverable():
-            self._begin(False, await self.hub.snapshot(), None)
+            await self._jump()
+
+    async def _jump(self, *, recovered: bool = False, request_id: str | None = None) -> None:
+        """Goes on from a snapshot. Without one the log is gone, and what is left is the end, or an error."""
+        hub = self.hub
+        snapshot = await hub.snapshot(request_id)
+        if self._is_closed:
+            return
+        if snapshot is None and not hub.is_lost:
+            self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
+            return
+        if snapshot is None:
+            recovered = False
+            self.position = hub.tail.top - 1
+        self._begin(recovered, snapshot, request_id)
 
     def pump(self) -> None:
         """Writes what is due. Never blocks; may be called at any time."""
@@ -167,11 +180,11 @@ class Subscriber:
         """Reads the log up to where the tail begins, while the sink takes it. Holds a page at the most."""
         hub = self.hub
         while self.is_open and self._sink.is_writable and self.position < hub.tail.base:
-            page = await hub.read(self.position, self._page_events)
-            if not page or sequence_number_of(page[0]) != self.position + 1:
-                self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
+            page = await hub.page(self.position, self._page_events)
+            if not page.batches:
+                await self._jump()
                 return
-            self._page_events = min(PAGE_EVENTS, next_page_events(page))
-            for batch in batches(self.position, page):
+            self._page_events = min(PAGE_EVENTS, next_page_events(page.lines))
+            for batch in page.batches:
                 if self._sink.is_writable:
                     self._write(batch)

@@ -36,7 +36,7 @@ from deltawire.messages import (
 
 from .auth import Gate, Principal, bearer_token
 from .frames import PING, message_frame
-from .hub import Hubs
+from .hubs import Hubs
 from .inbound import decode_message, envelope, one_job, subscription
 from .jobs import Jobs, check_job_id
 from .subscriber import Subscriber

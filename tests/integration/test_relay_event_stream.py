@@ -7,6 +7,7 @@ import pytest
 from deltawire.redis_server import RedisServer
 from deltawire_relay import event_stream as event_stream_module
 from deltawire_relay import hub as hub_module
+from deltawire_relay import hubs as hubs_module
 from tests.support.producer import Producer
 from tests.support.readers import (
     WAIT_S,
@@ -150,14 +151,14 @@ async def test_a_reader_that_goes_leaves_nothing(
     redis_server: RedisServer, jobs: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the client is gone, its subscriber and its hub are, too (§4.7)."""
-    made: list[hub_module.Hubs] = []
-    original = hub_module.Hubs.__init__
+    made: list[hubs_module.Hubs] = []
+    original = hubs_module.Hubs.__init__
 
-    def noted(self: hub_module.Hubs, *args: object) -> None:
+    def noted(self: hubs_module.Hubs, *args: object) -> None:
         original(self, *args)  # type: ignore[arg-type] # handed on
         made.append(self)
 
-    monkeypatch.setattr(hub_module.Hubs, "__init__", noted)
+    monkeypatch.setattr(hubs_module.Hubs, "__init__", noted)
     job = await jobs.running("a")
     async with relay_in_process(redis_server.url, monkeypatch) as address:
         for _ in range(3):

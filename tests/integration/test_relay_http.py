@@ -15,6 +15,7 @@ from deltawire.codec import encode_terminal
 from deltawire.keys import Keys
 from deltawire.redis_server import RedisServer, free_port
 from deltawire_relay import hub as hub_module
+from deltawire_relay import server as server_module
 from tests.support.producer import REQUEST, USAGE, Producer, completion, producer
 from tests.support.readers import WAIT_S, http_client, read_job, websocket
 from tests.support.relay_process import Keyring, RelayDidNotStartError, RelayProcess, relay_in_process
@@ -442,6 +443,7 @@ async def test_redis_away_is_503_and_comes_back(monkeypatch: pytest.MonkeyPatch)
     """Every question is answered with redis_unavailable, retryable, while Redis is away; then all is well."""
     monkeypatch.setattr(redis_connection, "COMMAND_TIMEOUT_S", 0.3)
     monkeypatch.setattr(hub_module, "OPEN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server_module, "UNREADY_AFTER_S", 1.0)
     port = free_port()
     with RedisServer(port=port) as server:
         url = server.url
@@ -463,7 +465,9 @@ async def test_redis_away_is_503_and_comes_back(monkeypatch: pytest.MonkeyPatch)
                 error = answer.json()["error"]
                 assert (error["code"], error["retryable"]) == ("redis_unavailable", True)
                 assert int(answer.headers["Retry-After"]) >= 1
-            assert (await client.get("/readyz")).status_code == 503
+            async with asyncio.timeout(WAIT_S):
+                while (await client.get("/readyz")).status_code != 503:  # noqa: ASYNC110 - another process
+                    await asyncio.sleep(0.02)
             assert (await client.get("/healthz")).status_code == 200
             with RedisServer(port=port):
                 async with producer(url) as jobs:

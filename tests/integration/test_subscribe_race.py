@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import redis.asyncio
 
-from deltawire.redis_connection import RedisConnection
+from deltawire.redis_connection import RedisClient, RedisConnection
 from deltawire.redis_server import RedisServer
 from deltawire_relay.feed import Feed
-from deltawire_relay.hub import Hubs
+from deltawire_relay.hubs import Hubs
 from tests.support.naive_reader import read_naively
 from tests.support.producer import ProducedJob, producer
 from tests.support.readers import numbers, read_job, read_stream, streamed_numbers
@@ -177,10 +177,12 @@ async def at_the_moment_of_loss(feed: Feed, act: Callable[[], None]) -> None:
 
 @pytest.fixture
 async def feed(redis_server: RedisServer) -> AsyncIterator[Feed]:
-    made = Feed(redis_server.url)
+    commands = RedisClient(redis_server.url, name="deltawire-relay")
+    made = Feed(redis_server.url, commands, "dw:probe:test")
     await made.start()
     yield made
     await made.close()
+    await commands.aclose()
 
 
 async def test_a_subscription_at_the_moment_of_loss_lets_the_loop_run(feed: Feed) -> None:

@@ -5,15 +5,15 @@
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
-from deltawire.codec import sequence_number_of, type_of
+from deltawire.codec import is_snapshot, sequence_number_of, type_of
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import TERMINAL_STATUSES
 from deltawire.keys import Keys
-from deltawire.log import Cancellation, Head, JobLog
+from deltawire.log import NEWS_LINES, Cancellation, Head, JobLog
 from deltawire.messages import Snapshot, Subscribed
 from deltawire.options import Options
 from deltawire.record import CancelRequest, Record
@@ -114,7 +114,7 @@ class FakeLog(JobLog):
         lines = self._fake.lines[self._fake.trimmed :]
         head = Head(
             record=self._record(),
-            earliest=sequence_number_of(lines[0]) if lines else 0,
+            earliest=sequence_number_of(lines[0]) + is_snapshot(lines[0]) if lines else 0,
             top=sequence_number_of(lines[-1]) if lines else 0,
         )
         await self._fake.arrive("head")
@@ -139,6 +139,16 @@ class FakeLog(JobLog):
         await self._fake.arrive("read")
         return lines
 
+    async def news(self, tops: Mapping[str, int]) -> dict[str, list[bytes]]:
+        await self._fake.command("news")
+        lines = self._fake.lines[self._fake.trimmed :]
+        news = {
+            job_id: [line for line in lines if sequence_number_of(line) > top][:NEWS_LINES]
+            for job_id, top in tops.items()
+        }
+        await self._fake.arrive("news")
+        return {job_id: lines for job_id, lines in news.items() if lines}
+
     async def cancel_request(self, job_id: str) -> CancelRequest | None:
         await self._fake.command("cancel_request")
         return CancelRequest() if self._fake.is_cancel_requested else None
@@ -154,6 +164,15 @@ class FakeFeed(Feed):
     def __init__(self, redis: FakeRedis) -> None:
         self._fake = redis
         self._wanted: Listener | None = None
+        self._lost_at: float | None = None
+
+    @property
+    def is_delivering(self) -> bool:
+        return self._lost_at is None
+
+    @property
+    def undelivered_s(self) -> float:
+        return 0.0 if self._lost_at is None else asyncio.get_running_loop().time() - self._lost_at
 
     async def subscribe(self, channel: str, listener: Listener) -> None:
         self._wanted = listener
@@ -162,7 +181,9 @@ class FakeFeed(Feed):
                 await self._fake.command("subscribe")
             except RedisUnavailableError:
                 continue
-            break
+            if self._lost_at is None:
+                break
+            await asyncio.sleep(LATENCY_S)
         self._fake.listener = listener
         await self._fake.arrive("subscribe")
 
@@ -172,9 +193,12 @@ class FakeFeed(Feed):
     def lose(self) -> None:
         """The connection is lost: what is published from here on goes by unheard."""
         self._fake.listener = None
+        if self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
 
     def reconnect(self) -> None:
         """The connection is back, and the channel subscribed again."""
+        self._lost_at = None
         if self._wanted is not None:
             self._fake.listener = self._wanted
             self._wanted.reconnected()

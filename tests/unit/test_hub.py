@@ -14,10 +14,11 @@ import pytest
 
 from deltawire.errors import RedisUnavailableError
 from deltawire.fold import LogFold
-from deltawire.messages import Snapshot
+from deltawire.messages import Snapshot, Subscribed
 from deltawire_relay import hub as hub_module
 from deltawire_relay import subscriber as subscriber_module
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub, Hubs
+from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub
+from deltawire_relay.hubs import Hubs
 from deltawire_relay.subscriber import HEAL_TIMEOUT_S, Subscriber
 from deltawire_relay.tail import Tail
 from tests.support.fake_log import LATENCY_S, FakeRedis, FakeSink
@@ -462,7 +463,7 @@ async def test_a_log_without_its_beginning_is_said() -> None:
 
 @virtual_time
 async def test_a_log_that_goes_while_it_is_read_is_said(small_tail: None) -> None:
-    """A subscriber whose next events are gone is refused; it is never given a hole."""
+    """A subscriber whose next events are gone gets a snapshot; it is never given a hole (PROTOCOL §4.3)."""
     redis = FakeRedis()
     started(redis, 20)
     sink = FakeSink(room=1)
@@ -473,8 +474,11 @@ async def test_a_log_that_goes_while_it_is_read_is_said(small_tail: None) -> Non
     sink.room = None
     reader.subscriber.pump()
     await asyncio.sleep(SETTLE_S)
-    assert sink.error is not None
-    assert sink.error.code == "unknown_job"
+    _, subscribed, snapshot = sink.messages
+    assert isinstance(subscribed, Subscribed)
+    assert not subscribed.recovered
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.sequence_number == 20
     assert sink.numbers == [1, 2]
 
 
@@ -601,6 +605,7 @@ async def test_a_snapshot_that_failed_half_way_is_right_the_next_time() -> None:
     with pytest.raises(RedisUnavailableError):
         await live.hub.snapshot()
     snapshot = await live.hub.snapshot()
+    assert snapshot is not None
     whole = LogFold()
     for text in redis.lines:
         whole.add(text)

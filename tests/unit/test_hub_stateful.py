@@ -14,7 +14,8 @@ from deltawire.errors import RedisUnavailableError
 from deltawire.messages import Snapshot
 from deltawire_relay import hub as hub_module
 from deltawire_relay import subscriber as subscriber_module
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, Hubs
+from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S
+from deltawire_relay.hubs import Hubs
 from deltawire_relay.subscriber import Subscriber
 from deltawire_relay.tail import Tail
 from tests.support.fake_log import FakeRedis, FakeSink
@@ -115,7 +116,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule()
     def lose_connection(self) -> None:
         """The feed's connection goes."""
-        self.redis.feed.lose()
+        self._in_loop(self.redis.feed.lose)
 
     @rule()
     def reconnect(self) -> None:

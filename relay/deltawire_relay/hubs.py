@@ -1,0 +1,69 @@
+"""The hubs of this process: which jobs it reads, and for how long."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+from deltawire.log import JobLog
+
+from .feed import Feed
+from .hub import Hub
+
+
+class Hubs:
+    """The hubs of this process, by job; a hub lives as long as somebody holds it."""
+
+    def __init__(self, log: JobLog, feed: Feed) -> None:
+        self._log = log
+        self._feed = feed
+        self._entries: dict[str, _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Hub]:
+        """Those of this moment."""
+        return iter([entry.hub for entry in self._entries.values()])
+
+    def find(self, job_id: str) -> Hub | None:
+        """The hub of a job, if there is one."""
+        entry = self._entries.get(job_id)
+        return entry.hub if entry is not None else None
+
+    @asynccontextmanager
+    async def hold(self, job_id: str) -> AsyncIterator[Hub]:
+        """The live hub of a job. Raises RedisUnavailableError."""
+        hub, release = await self.acquire(job_id)
+        try:
+            yield hub
+        finally:
+            release()
+
+    async def acquire(self, job_id: str) -> tuple[Hub, Callable[[], None]]:
+        """As `hold`, for callers whose use does not nest; call the second value once when done."""
+        entry = self._entries.get(job_id)
+        if entry is None:
+            entry = self._entries[job_id] = _Entry(Hub(job_id, self._log, self._feed))
+        entry.holders += 1
+        try:
+            # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.
+            await asyncio.shield(entry.opened)
+        except BaseException:
+            self._release(entry)
+            raise
+        return entry.hub, lambda: self._release(entry)
+
+    def _release(self, entry: "_Entry") -> None:
+        entry.holders -= 1
+        if entry.holders == 0:
+            if self._entries.get(entry.hub.job_id) is entry:
+                del self._entries[entry.hub.job_id]
+            entry.opened.cancel()
+            entry.hub.close()
+
+
+class _Entry:
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.holders = 0
+        self.opened = asyncio.create_task(hub.open(), name=f"hub-open-{hub.job_id}")
