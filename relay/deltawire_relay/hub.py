@@ -230,7 +230,11 @@ class Hub:
             lines = await self._log.read(self.job_id, after, self.tail.base, count=count)
         finally:
             del self._pages[after, count]
-        if not lines or is_snapshot(lines[0]) or sequence_number_of(lines[0]) != after + 1:
+        if not lines:
+            return Page((), ())
+        first = sequence_number_of(lines[0]) + is_snapshot(lines[0])
+        if first != after + 1:
+            self.earliest = first
             return Page((), ())
         return Page(lines, tuple(batches(after, lines)))
 

@@ -170,7 +170,7 @@ class Subscriber:
         try:
             await reading()
         except RedisUnavailableError as error:
-            _log.warning("cannot read the log: %s", error, extra={"job_id": self.hub.job_id})
+            _log.debug("cannot read the log: %s", error, extra={"job_id": self.hub.job_id})
             await asyncio.sleep(RETRY_S)
         finally:
             self._reading = None

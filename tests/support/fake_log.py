@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from deltawire.codec import is_snapshot, sequence_number_of, type_of
+from deltawire.codec import encode_snapshot, is_snapshot, sequence_number_of, type_of
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import TERMINAL_STATUSES
+from deltawire.fold import LogFold
 from deltawire.keys import Keys
 from deltawire.log import NEWS_LINES, Cancellation, Head, JobLog
 from deltawire.messages import Snapshot, Subscribed
-from deltawire.options import Options
+from deltawire.options import OnAbandon, Options
 from deltawire.record import CancelRequest, Record
 from deltawire_relay.feed import Feed, Listener
 from deltawire_relay.subscriber import Subscriber
@@ -30,8 +31,11 @@ class FakeRedis:
 
     def __init__(self, *, tenant: str = "default") -> None:
         self.tenant = tenant
+        self.retention_s = 3600.0
+        self.on_abandon: OnAbandon = "continue"
         self.has_record = False
-        self.lines: list[bytes] = []
+        self.lines: list[bytes] = []  # the log
+        self.history: list[bytes] = []  # all events that were ever appended: event N is the Nth
         self.trimmed = 0  # how many events at the beginning of `lines` are gone
         self.listener: Listener | None = None
         self.is_away = False
@@ -52,16 +56,33 @@ class FakeRedis:
             kind = type_of(line).decode()
             if kind in {"in_progress", *TERMINAL_STATUSES}:
                 status = kind
+            elif kind == "snapshot":
+                status = "in_progress"
         return status
 
     def append(self, *lines: bytes, publish: int = 1) -> bytes:
         """Appends and publishes (so many times). Returns the message, to be published later or again."""
         self.has_record = True
         self.lines += lines
+        self.history += lines
         payload = b"\n".join(lines)
         for _ in range(publish):
             self.publish(payload)
         return payload
+
+    def forget(self) -> None:
+        """Redis loses everything about the job."""
+        self.has_record = False
+        self.lines = []
+
+    def heal(self, through: int) -> None:
+        """A worker puts a snapshot in the place of all events up to `through`; there is a record again."""
+        fold = LogFold()
+        for line in self.history[:through]:
+            fold.add(line)
+        snapshot = encode_snapshot("job", through, attempt=1, created_at=CREATED_AT, fold=fold.fold.state())
+        self.has_record = True
+        self.lines = [snapshot, *self.history[through:]]
 
     def publish(self, payload: bytes) -> None:
         if self.listener is not None and not self.is_away:
@@ -100,7 +121,11 @@ class FakeLog(JobLog):
             attempt=int(self._fake.status != "queued"),
             created_at=CREATED_AT,
             tenant=self._fake.tenant,
-            options=Options(tenant=self._fake.tenant),
+            options=Options(
+                tenant=self._fake.tenant,
+                retention_s=self._fake.retention_s,
+                on_abandon=self._fake.on_abandon,
+            ),
         )
 
     async def record(self, job_id: str) -> Record | None:
@@ -212,6 +237,7 @@ class FakeSink:
         self.room = room
         self.messages: list[Subscribed | Snapshot] = []
         self.lines: list[bytes] = []
+        self.batches: list[Batch] = []
         self.has_ended = False
         self.error: WireError | None = None
 
@@ -233,6 +259,7 @@ class FakeSink:
         if self.room is not None:
             self.room -= 1
         self.lines += batch.lines
+        self.batches.append(batch)
 
     def write_message(self, message: msgspec.Struct) -> None:
         assert isinstance(message, Subscribed | Snapshot)

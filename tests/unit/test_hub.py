@@ -8,65 +8,18 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
 from deltawire.errors import RedisUnavailableError
 from deltawire.fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
-from deltawire_relay import hub as hub_module
-from deltawire_relay import subscriber as subscriber_module
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub
-from deltawire_relay.hubs import Hubs
-from deltawire_relay.subscriber import HEAL_TIMEOUT_S, Subscriber
-from deltawire_relay.tail import Tail
+from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S
+from deltawire_relay.subscriber import HEAL_TIMEOUT_S
 from tests.support.fake_log import LATENCY_S, FakeRedis, FakeSink
+from tests.support.hub_readers import JOB, SETTLE_S, Reader, attach, deltas, hubs_of, started
 from tests.support.sample_events import completed, delta, in_progress, line, queued, restarted
 from tests.support.virtual_time import virtual_time
-
-JOB = "job"
-SETTLE_S = 0.1  # of virtual time: longer than any round trip here, shorter than any timer of the hub
-
-
-def deltas(first: int, last: int) -> list[bytes]:
-    return [line(delta(number, f"{number} ")) for number in range(first, last + 1)]
-
-
-def started(redis: FakeRedis, last: int = 2) -> None:
-    """A job whose log goes up to `last`, published before anybody listened."""
-    redis.append(line(queued()), line(in_progress(2)), *deltas(3, last))
-
-
-class Reader:
-    """One subscriber and what its sink saw."""
-
-    def __init__(self, hubs: Hubs, hub: Hub, sink: FakeSink, subscriber: Subscriber) -> None:
-        self.hubs = hubs
-        self.hub = hub
-        self.sink = sink
-        self.subscriber = subscriber
-
-
-async def attach(
-    hubs: Hubs,
-    *,
-    position: int = 0,
-    mode: str = "replay",
-    tenant: str | None = None,
-    sink: FakeSink | None = None,
-) -> Reader:
-    """Subscribes as the doors do."""
-    hub, _ = await hubs.acquire(JOB)
-    sink = sink or FakeSink()
-    subscriber = Subscriber(hub, sink, tenant=tenant, position=position)
-    hub.subscribers.add(subscriber)
-    await subscriber.open(mode=mode)
-    return Reader(hubs, hub, sink, subscriber)
-
-
-def hubs_of(redis: FakeRedis) -> Hubs:
-    return Hubs(redis.log, redis.feed)
 
 
 @contextmanager
@@ -78,14 +31,6 @@ def heard(reader: Reader) -> Iterator[None]:
         task = reader.hub._catching_up
         if task is not None and task.done() and not task.cancelled():
             task.exception()
-
-
-@pytest.fixture
-def small_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tail of about three events and pages of two, so that little data takes the long ways."""
-    monkeypatch.setattr(hub_module, "Tail", partial(Tail, max_bytes=3 * len(deltas(10, 10)[0])))
-    for name in ("FIRST_PAGE_EVENTS", "PAGE_EVENTS"):
-        monkeypatch.setattr(subscriber_module, name, 2)
 
 
 # Opening.
