@@ -162,7 +162,10 @@ class Hub:
         self.flush()
 
     async def reaches(self, position: int, timeout_s: float) -> bool:
-        """Whether the log's top reaches `position` within the time allowed, and before the job ends."""
+        """Whether the log's top reaches `position` within the time allowed, and before the job ends.
+
+        Raises RedisUnavailableError: a log that cannot be read may reach anywhere.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 while self.tail.top < position:
@@ -171,7 +174,7 @@ class Hub:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            return False
+            return (await self._log.head(self.job_id)).top >= position
         return True
 
     async def ends(self, timeout_s: float) -> bool:
@@ -194,9 +197,14 @@ class Hub:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + HEAL_TIMEOUT_S
         async with self._fold_lock:
-            while not await self._fold_on():
-                if self.is_ended or loop.time() >= deadline:
+            while True:
+                is_last_try = self.is_ended or loop.time() >= deadline
+                if await self._fold_on():
+                    break
+                if is_last_try:
                     return None
+                if self.is_live:
+                    self._hold([])  # it may go on from a snapshot above the top
                 await asyncio.sleep(HEAL_LOOK_S)
             return Snapshot(
                 request_id=request_id,
@@ -266,6 +274,7 @@ class Hub:
                     self.attempt = event.attempt
                 self.is_ended = is_terminal(line)
         self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
+        self._lost_looks = 0
         self._news.set()
 
     def _hold(self, payloads: list[bytes]) -> None:
@@ -327,11 +336,11 @@ class Hub:
         now = asyncio.get_running_loop().time()
         if head.record is not None:
             self._seen_at = now
+        if self.record is None or (head.record is not None and head.top >= self.tail.top):
+            self._lost_looks = 0
         if head.top > self.tail.top:
             self._hold([])
-        elif self.record is None or (head.record is not None and head.top == self.tail.top):
-            self._lost_looks = 0
-        else:
+        elif self.record is not None and (head.record is None or head.top < self.tail.top):
             # One look is not enough: a worker that holds the events may be about to heal the log.
             if self._lost_looks == 0:
                 self._has_expired = now - self._seen_at >= self.record.options.retention_s

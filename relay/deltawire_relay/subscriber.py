@@ -114,12 +114,16 @@ class Subscriber:
         if not await self._is_recoverable():
             await self._jump()
 
-    async def _jump(self, *, recovered: bool = False, request_id: str | None = None) -> None:
+    async def _jump(
+        self, *, beyond: int = -1, recovered: bool = False, request_id: str | None = None
+    ) -> None:
         """Goes on from a snapshot. Without one the log is gone, and what is left is the end, or an error."""
         hub = self.hub
         snapshot = await hub.snapshot(request_id)
         if self._is_closed:
             return
+        if snapshot is not None and snapshot.sequence_number <= beyond:
+            snapshot = None
         if snapshot is None and not hub.is_lost:
             self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
             return
@@ -182,7 +186,7 @@ class Subscriber:
         while self.is_open and self._sink.is_writable and self.position < hub.tail.base:
             page = await hub.page(self.position, self._page_events)
             if not page.batches:
-                await self._jump()
+                await self._jump(beyond=self.position)
                 return
             self._page_events = min(PAGE_EVENTS, next_page_events(page.lines))
             for batch in page.batches:

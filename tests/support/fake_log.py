@@ -190,6 +190,8 @@ class FakeFeed(Feed):
         self._fake = redis
         self._wanted: Listener | None = None
         self._lost_at: float | None = None
+        self._is_up = asyncio.Event()
+        self._is_up.set()
 
     @property
     def is_delivering(self) -> bool:
@@ -206,9 +208,9 @@ class FakeFeed(Feed):
                 await self._fake.command("subscribe")
             except RedisUnavailableError:
                 continue
-            if self._lost_at is None:
+            if self._is_up.is_set():
                 break
-            await asyncio.sleep(LATENCY_S)
+            await self._is_up.wait()
         self._fake.listener = listener
         await self._fake.arrive("subscribe")
 
@@ -220,10 +222,12 @@ class FakeFeed(Feed):
         self._fake.listener = None
         if self._lost_at is None:
             self._lost_at = asyncio.get_running_loop().time()
+            self._is_up.clear()
 
     def reconnect(self) -> None:
         """The connection is back, and the channel subscribed again."""
         self._lost_at = None
+        self._is_up.set()
         if self._wanted is not None:
             self._fake.listener = self._wanted
             self._wanted.reconnected()
@@ -238,6 +242,7 @@ class FakeSink:
         self.messages: list[Subscribed | Snapshot] = []
         self.lines: list[bytes] = []
         self.batches: list[Batch] = []
+        self.all: list[bytes | Subscribed | Snapshot] = []  # lines and messages, as they came
         self.has_ended = False
         self.error: WireError | None = None
 
@@ -260,10 +265,12 @@ class FakeSink:
             self.room -= 1
         self.lines += batch.lines
         self.batches.append(batch)
+        self.all += batch.lines
 
     def write_message(self, message: msgspec.Struct) -> None:
         assert isinstance(message, Subscribed | Snapshot)
         self.messages.append(message)
+        self.all.append(message)
 
     def ended(self, subscriber: Subscriber) -> None:
         assert not self.has_ended, "ended twice"

@@ -343,6 +343,22 @@ async def test_a_finished_job_that_expires_is_not_lost(small_tail: None) -> None
 
 
 @virtual_time
+async def test_a_snapshot_without_what_follows_it_is_not_given_again_and_again() -> None:
+    """The fold is known, the terminal event was read and is gone: one snapshot, then unknown_job."""
+    redis = FakeRedis()
+    started(redis, 20)
+    redis.append(line(completed(21)))
+    hubs = hubs_of(redis)
+    await attach(hubs, mode="snapshot")
+    await asyncio.sleep(SETTLE_S)
+    redis.forget()
+    reader = await attach(hubs)
+    await asyncio.sleep(SETTLE_S)
+    assert reader.sink.error is not None
+    assert len(reader.sink.messages) <= 3
+
+
+@virtual_time
 async def test_a_job_that_may_have_ended_unheard_and_expired_is_not_called_lost() -> None:
     """Redis was out of reach for longer than the job is kept: nobody here knows how it ended."""
     redis = FakeRedis()

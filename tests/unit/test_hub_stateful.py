@@ -11,24 +11,49 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from deltawire.errors import RedisUnavailableError
+from deltawire.fold import LogFold
 from deltawire.messages import Snapshot
 from deltawire_relay import hub as hub_module
 from deltawire_relay import subscriber as subscriber_module
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S
+from deltawire_relay.hub import CHECK_INTERVAL_S, HEAL_TIMEOUT_S, TAIL_CHECK_AFTER_S
 from deltawire_relay.hubs import Hubs
+from deltawire_relay.standby import Standby
 from deltawire_relay.subscriber import Subscriber
 from deltawire_relay.tail import Tail
 from tests.support.fake_log import FakeRedis, FakeSink
 from tests.support.sample_events import completed, delta, line, queued
 from tests.support.virtual_time import VirtualTimeLoop
 
-HEALED_S = 4 * (TAIL_CHECK_AFTER_S + CHECK_INTERVAL_S)
+HEALED_S = HEAL_TIMEOUT_S + 4 * (TAIL_CHECK_AFTER_S + CHECK_INTERVAL_S)
+LOSS_S = TAIL_CHECK_AFTER_S  # how long Redis may be without the job before a worker heals it: one look
 
 
-def start_of(sink: FakeSink, position: int) -> int:
-    """The number after which the events of this sink begin: its position, or that of its snapshot."""
-    snapshots = [message for message in sink.messages if isinstance(message, Snapshot)]
-    return snapshots[0].sequence_number if snapshots else position
+def expected(position: int, sink: FakeSink, history: list[bytes]) -> list[bytes]:
+    """What a reader with this position must have got so far: all events but those its snapshots stand for.
+
+    A snapshot that takes it back, or that is none of the history, fails.
+    """
+    events: list[bytes] = []
+    top = position
+    for entry in sink.all:
+        if isinstance(entry, bytes):
+            events.append(history[top])
+            top += 1
+        elif isinstance(entry, Snapshot):
+            fold = LogFold()
+            for text in history[: entry.sequence_number]:
+                fold.add(text)
+            assert entry.completion == fold.completion()
+            assert entry.sequence_number >= top, "a snapshot of what the reader has"
+            top = entry.sequence_number
+    return events
+
+
+class NoMarks:
+    """No job here ends when nobody watches."""
+
+    async def execute(self, *_: str | bytes | float) -> Any:  # a raw reply, if there were one
+        raise AssertionError
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -48,6 +73,8 @@ class HubMachine(RuleBasedStateMachine):
         self._loop = self._runner.get_loop()
         self.redis = FakeRedis()
         self.hubs = Hubs(self.redis.log, self.redis.feed)
+        standby = Standby(self.hubs, self.redis.log, NoMarks(), self.redis.feed)
+        self.standing_by = self._loop.create_task(standby.run())
         self.readers: list[tuple[int, FakeSink, Subscriber]] = []
         self.opening: list[asyncio.Task[None]] = []
         self.unsent: list[bytes] = []
@@ -58,7 +85,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4), publish=st.sampled_from([0, 1, 1, 1, 2]), is_late=st.booleans())
     def append(self, count: int, publish: int, is_late: bool) -> None:
         """Events are appended; their message is lost, sent, doubled, or kept for later."""
-        first = len(self.redis.lines) + 1
+        first = len(self.redis.history) + 1
         lines = [line(delta(number)) for number in range(first, first + count)]
         if is_late:
             self.unsent.append(self.redis.append(*lines, publish=0))
@@ -80,11 +107,14 @@ class HubMachine(RuleBasedStateMachine):
     )
     def attach(self, back: int, room: int | None, is_awaited: bool) -> None:
         """A subscriber comes, at a position so far behind the top; its sink may be slow."""
-        position = max(0, len(self.redis.lines) - back)
+        position = max(0, len(self.redis.history) - back)
         sink = FakeSink(room=room)
 
         async def attach() -> None:
-            hub, _ = await self.hubs.acquire("job")
+            try:
+                hub, _ = await self.hubs.acquire("job")
+            except RedisUnavailableError:
+                return
             subscriber = Subscriber(hub, sink, tenant=None, position=position)
             hub.subscribers.add(subscriber)
             reader = position, sink, subscriber
@@ -128,27 +158,47 @@ class HubMachine(RuleBasedStateMachine):
         """Reading the log fails for a while."""
         self.redis.away_for = {"read", "top"} if is_away else set()
 
-    @precondition(lambda self: not self.is_ended and len(self.redis.lines) > 8)
+    @rule(back=st.integers(0, 6))
+    def compact(self, back: int) -> None:
+        """A worker puts a snapshot in the place of the log's beginning."""
+        self._in_loop(lambda: self.redis.heal(self._through(back)))
+
+    @precondition(lambda self: not self.is_ended)
+    @rule(back=st.integers(0, 6), after_s=st.sampled_from([0.0, 0.001, 0.1, 1.0, LOSS_S]))
+    def lose_and_heal(self, back: int, after_s: float) -> None:
+        """Redis loses everything, and the worker brings back what it holds; it may publish it all."""
+        self.redis.forget()
+        self._loop.run_until_complete(asyncio.sleep(after_s))
+        self.redis.heal(self._through(back))
+        payload = b"\n".join(self.redis.lines)
+        self._in_loop(lambda: self.redis.publish(payload))
+        if after_s:  # losses one after the other are one to those who look every few seconds
+            self._loop.run_until_complete(asyncio.sleep(2 * TAIL_CHECK_AFTER_S))
+
+    def _through(self, back: int) -> int:
+        """A number that a snapshot may have; never that of the terminal event."""
+        return max(1, len(self.redis.history) - back - self.is_ended)
+
+    @precondition(lambda self: not self.is_ended and len(self.redis.history) > 8)
     @rule(publish=st.integers(0, 1))
     def end(self, publish: int) -> None:
         """The terminal event comes; its message may be lost."""
         self.is_ended = True
-        last = line(completed(len(self.redis.lines) + 1))
+        last = line(completed(len(self.redis.history) + 1))
         self._in_loop(lambda: self.redis.append(last, publish=publish))
 
     @invariant()
     def all_readers_see_a_part_of_the_log(self) -> None:
         """From position+1 on, without a hole or a repeat; and nothing is refused."""
         for position, sink, _ in self.readers:
-            start = start_of(sink, position)
-            assert sink.lines == self.redis.lines[start : start + len(sink.lines)]
+            assert sink.lines == expected(position, sink, self.redis.history)
             assert sink.error is None
 
     def teardown(self) -> None:
         """When all is well again, everybody gets everything, and the end."""
         try:
             if not self.is_ended:
-                self.redis.append(line(completed(len(self.redis.lines) + 1)), publish=0)
+                self.redis.append(line(completed(len(self.redis.history) + 1)), publish=0)
             self.redis.away_for = set()
             self._in_loop(self.redis.feed.reconnect)
             for task in self.opening:
@@ -157,8 +207,10 @@ class HubMachine(RuleBasedStateMachine):
                 sink.room = None
                 self._in_loop(subscriber.pump)
             self._loop.run_until_complete(asyncio.sleep(HEALED_S))
+            assert not self.standing_by.done()
+            self.all_readers_see_a_part_of_the_log()
             for position, sink, _ in self.readers:
-                assert sink.lines == self.redis.lines[start_of(sink, position) :]
+                assert sink.lines[-1:] == self.redis.history[-1:] or position == len(self.redis.history)
                 assert sink.has_ended
         finally:
             self._runner.close()
