@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that cuts connections when told to."""
+"""A TCP proxy on loopback that cuts or freezes connections when told to."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager, suppress
 
 
 class TcpProxy:
-    """Forwards to a port; `cut` aborts every connection that is open."""
+    """Forwards to a port; `cut` aborts every connection that is open, `freeze` leaves it half-open."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
         self.connections = 0
+        self._frozen: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -32,10 +33,15 @@ class TcpProxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
+                if writer not in self._frozen:
+                    writer.write(data)
+                    await writer.drain()
         finally:
             abort(writer.transport)
+
+    def freeze(self) -> None:
+        """What is open stays open, and nothing comes through it any more; new connections work."""
+        self._frozen |= self._writers
 
     def cut(self) -> None:
         """Aborts what is open, both ways."""
