@@ -20,7 +20,7 @@ from .record import CancelRequest
 
 Deadline = Literal["first_delta_timeout", "idle_timeout", "total_timeout"]
 IncompleteReason = Literal["length", "content_filter", "upstream_eof", "idle_timeout", "total_timeout"]
-Source = Literal["request", "upstream", "worker", "queue"]
+Source = Literal["request", "upstream", "worker", "queue", "relay"]
 
 _DEADLINES: dict[Deadline, str] = {
     "first_delta_timeout": "the gateway sent no delta in time",

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
+from deltawire.ending import AsFailed, terminal_event
 from deltawire.errors import GapError, RedisUnavailableError, WireError
-from deltawire.events import Failed, Timings
-from deltawire.fold import LogFold, fold_pages
+from deltawire.fold import Fold, LogFold, fold_pages
 from deltawire.log import NEWS_LINES, Head, JobLog
 from deltawire.messages import Snapshot
 from deltawire.record import Record
@@ -367,18 +367,15 @@ class Hub:
         """Ends the job for those who watch it. Nobody can write this event to the log: there is none."""
         assert self.record is not None  # noqa: S101 - only what was there can be lost
         has_all = not self._fold_lock.locked() and self._fold_tail(self.tail.top)
-        error = WireError("state_lost", "Redis has lost the job; submit it again")
-        event = Failed(
+        now = time.time()
+        event = terminal_event(
+            AsFailed(WireError("state_lost", "Redis has lost the job; submit it again"), "relay"),
             job_id=self.job_id,
             sequence_number=self.tail.top + 1,
             attempt=self.attempt,
-            created_at=(now := time.time()),
-            completion=self._fold.completion() if has_all else None,
-            usage=None,
-            usage_source="unavailable",
-            timings=Timings(queued_s=None, first_delta_s=None, total_s=now - self.record.created_at),
-            error=error.error,
-            source="relay",
+            now=now,
+            fold=self._fold.fold if has_all else Fold(),
+            timings=self.record.timings(now),
         )
         self.is_lost = True
         self._note(self.tail.extend([encode_terminal(event)]))
