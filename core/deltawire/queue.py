@@ -75,6 +75,8 @@ def rabbitmq_settings() -> dict[str, Any]:
             "write_timeout": 10,
         },
         "broker_heartbeat": 30,
+        # RabbitMQ closes the channel of a worker that holds a message for longer than `consumer_timeout`.
+        "broker_channel_error_retry": True,
     }
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -25,6 +26,11 @@ START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
 #: Not the one on the PATH, which Debian wraps to become the package's user, in the package's directories.
 PROGRAM: Final = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+CONTROL_PROGRAM: Final = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+ELECTION: Final = """
+    [ra:trigger_election(amqqueue:get_pid(Queue)) || Queue <- rabbit_amqqueue:list(),
+        amqqueue:get_type(Queue) =:= rabbit_quorum_queue].
+"""
 
 
 class RabbitMQDidNotStartError(AssertionError):
@@ -32,9 +38,13 @@ class RabbitMQDidNotStartError(AssertionError):
 
 
 class RabbitMQ:
-    """From `start` to `stop`, through `kill` and `restart`. Blocking; also a context manager."""
+    """From `start` to `stop`, through `kill` and `restart`. Blocking; also a context manager.
 
-    def __init__(self) -> None:
+    `consumer_timeout_s` is how long a consumer may hold a message before RabbitMQ closes its channel.
+    """
+
+    def __init__(self, *, consumer_timeout_s: int = 1800) -> None:
+        self._consumer_timeout_s = consumer_timeout_s
         self._epmd_program = shutil.which("epmd")
         if self._epmd_program is None or not Path(PROGRAM).exists():
             reason = "there is no RabbitMQ: apt-get install rabbitmq-server"
@@ -64,11 +74,10 @@ class RabbitMQ:
             self.stop()
             raise
 
-    def _start(self) -> None:
+    @property
+    def _environment(self) -> dict[str, str]:
         directory = Path(self._directory.name)
-        plugins = directory / "enabled_plugins"
-        plugins.write_text("[].")
-        environment = {
+        return {
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
             "HOME": str(directory),  # of the cookie
@@ -83,29 +92,38 @@ class RabbitMQ:
             "RABBITMQ_GENERATED_CONFIG_DIR": str(directory / "config"),
             "RABBITMQ_CONFIG_FILE": str(directory / "none"),
             "RABBITMQ_CONF_ENV_FILE": str(directory / "none.sh"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "none.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
             "RABBITMQ_PID_FILE": str(directory / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none",
             # The script then becomes the server, rather than its parent: one process to end.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
+
+    def _start(self) -> None:
+        directory = Path(self._directory.name)
+        (directory / "enabled_plugins").write_text("[].")
+        # The tick is when a channel looks at its consumers' time-outs.
+        timeout_ms = self._consumer_timeout_s * 1000
+        (directory / "advanced.config").write_text(
+            f"[{{rabbit, [{{consumer_timeout, {timeout_ms}}}, {{channel_tick_interval, 1000}}]}}]."
+        )
         if self._epmd is None:
             # Else the server starts one, which outlives it.
             assert self._epmd_program is not None
-            self._epmd = self._spawn([self._epmd_program], environment)
-        self._server = self._spawn([PROGRAM], environment)
+            self._epmd = self._spawn([self._epmd_program])
+        self._server = self._spawn([PROGRAM])
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._server.poll() is not None or time.monotonic() > deadline:
                 raise RabbitMQDidNotStartError(f"RabbitMQ did not start: {self.log[-3000:]}")
             time.sleep(0.05)
 
-    def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self._log_path.open("ab") as output:
             return subprocess.Popen(
                 command,
-                env=environment,
+                env=self._environment,
                 cwd=self._directory.name,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -124,8 +142,8 @@ class RabbitMQ:
     def _answers(self) -> bool:
         try:
             with self.connect() as connection:
-                # Somebody else may have taken the port in the meantime.
-                # It ends with the machine's name, whatever the node's host is called.
+                # Somebody else may have taken the port in the meantime. The name ends with the machine's,
+                # whatever the node's host is called.
                 return bool(connection.server_properties["cluster_name"].startswith(f"{self._name}@"))
         except (OSError, amqp.AMQPError):
             return False
@@ -141,16 +159,27 @@ class RabbitMQ:
         return "\n".join(path.read_text(errors="replace") for path in paths if path.exists())
 
     def kill(self) -> None:
-        """As a machine that loses its power, but that its disk keeps what was written."""
+        """Ends it at once. The data stay."""
         if self._server is not None:
             self._server.kill()
             self._server.wait()
             self._server = None
 
     def restart(self) -> None:
-        """The same server again, on the same ports and with its data. Raises RabbitMQDidNotStartError."""
+        """Ends it in order; then the same server, on the same ports and with its data.
+
+        Raises RabbitMQDidNotStartError.
+        """
+        if self._server is not None:
+            self._server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._server.wait(STOP_TIMEOUT_S)
         self.kill()
         self.start()
+        # A single node of 3.10 may forget to elect the leaders of its quorum queues: docs/rabbitmq.md.
+        subprocess.run(
+            [CONTROL_PROGRAM, "eval", ELECTION], env=self._environment, capture_output=True, check=True
+        )
 
     def stop(self) -> None:
         """Ends the server and its epmd, and forgets the data. Idempotent."""

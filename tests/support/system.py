@@ -313,9 +313,10 @@ def backend_app(broker_url: str) -> Celery:
 def send_task(app: Celery, body: Any, options: Any = None, **how: Any) -> str:
     """A plain `send_task` from `app`; the job's id. Blocks for a millisecond or two."""
     kwargs = {"request": body} if options is None else {"request": body, "options": options}
-    is_rabbitmq = app.conf.broker_url.startswith("amqp")
-    # kombu has few types
-    queue = Queue(QUEUE, queue_arguments=QUORUM) if is_rabbitmq else QUEUE  # type: ignore[no-untyped-call]
+    queue: Any = QUEUE
+    if app.conf.broker_url.startswith("amqp"):
+        # kombu has few types
+        queue = Queue(QUEUE, queue_arguments=QUORUM)  # type: ignore[no-untyped-call]
     return str(app.send_task(TASK, kwargs=kwargs, queue=queue, **how).id)
 
 

@@ -40,8 +40,6 @@ def main() -> int:
 
     # Celery warns root about pickle; this app takes JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # On each lost connection it says what a future version will do; ours is set.
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_first_line)
     # A receiver, any receiver, keeps Celery from setting up logging over ours.
     setup_logging.connect(_leave_logging_alone)
@@ -52,6 +50,9 @@ def main() -> int:
         without_mingle=True,
         quiet=True,
     )
+    # On each lost connection it says what a future version will do; ours is set. Not earlier: to make a
+    # worker is to have these warnings shown.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     worker.start()
     return int(worker.exitcode or 0)
 

@@ -35,6 +35,7 @@ def create_app(settings: Settings) -> Celery:
     app = make_app(settings.broker_url, key_prefix=settings.key_prefix)
     app.conf.update(
         worker_pool="deltawire_worker.pool:TaskPool",
+        worker_consumer="deltawire_worker.consumer:Consumer",
         worker_concurrency=settings.concurrency,
         # A message is acknowledged when its job has ended, so a lost worker's jobs come back.
         task_acks_late=True,

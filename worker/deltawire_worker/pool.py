@@ -296,8 +296,12 @@ def _run_acknowledgements(hub: Any) -> None:
     transport's reader, which would hand new deliveries to a closed pool.
     """
     for call in hub._pop_ready():
-        function = getattr(call, "fun", None)
-        if isinstance(getattr(function, "__self__", None), Message):
+        message = getattr(getattr(call, "fun", None), "__self__", None)
+        if isinstance(message, Message):
+            if not getattr(message.channel, "is_open", True):
+                # AMQP, after a lost connection: kombu would log an error with a traceback for each.
+                logger.info("The connection is gone, so a task will be delivered again")
+                continue
             try:
                 call()
             except Exception as exc:  # noqa: BLE001 - any transport's
