@@ -1,5 +1,6 @@
 """What a sender of messages promises, on each broker."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,3 +123,31 @@ def test_a_redis_that_was_restarted_is_asked_again() -> None:
         assert sender.depth() == 0
         sender.send("b")
         assert sender.depth() == 1
+
+
+def test_a_rabbitmq_that_was_away_is_asked_again(rabbitmq: RabbitMQ) -> None:
+    """The connection in the pool is dead, and nobody has noticed."""
+    with make_app(rabbitmq.url, key_prefix="dw") as app:
+        sender = TaskSender(app)
+        sender.send("a")
+        before = sender.depth()
+        for operation in (sender.depth, lambda: sender.send("b")):
+            with app.pool.acquire() as connection:
+                connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+            operation()
+        assert sender.depth() == before + 1
+
+
+def test_a_message_may_be_given_back_often(rabbitmq: RabbitMQ) -> None:
+    """RabbitMQ 4 drops it after 20 times, and 3.x after the first one where it is told -1."""
+    kombu.pools.reset()  # type: ignore[no-untyped-call] # as above
+    rabbitmq.delete_queue(QUEUE)
+    with make_app(rabbitmq.url, key_prefix="dw") as app:
+        TaskSender(app).send("a")
+    with rabbitmq.connect() as connection:
+        channel = connection.channel()
+        for _ in range(50):
+            message = None
+            while message is None:  # given back is not there again at once
+                message = channel.basic_get(QUEUE)
+            channel.basic_reject(message.delivery_tag, requeue=True)

@@ -336,7 +336,11 @@ async def watch(
     events: list[Event] = []
     url = f"{system.websocket_url}/v1/jobs/{job_id}/ws?starting_after={starting_after}"
     try:
-        async with asyncio.timeout(timeout_s), connect(url, proxy=None, max_size=None) as socket:
+        # With a bounded queue, closing under a backlog takes ten seconds: the socket is not read any more.
+        async with (
+            asyncio.timeout(timeout_s),
+            connect(url, proxy=None, max_size=None, max_queue=None) as socket,
+        ):
             async for text in socket:
                 message: Event = json.loads(text)
                 assert message["type"] != "error", message
