@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import httpx
 from celery import Celery
@@ -111,37 +111,60 @@ class Service:
         self.process.wait()
 
 
-class System:
-    """Redis, gateway, relay and one worker, from `start` to `stop`. Blocking; also a context manager.
+class Addressed(Protocol):
+    """One Redis server or several, known by a URL."""
 
-    `worker_environment` is for every worker; `workers` says how many to begin with; `broker_url` is for
-    another broker than the Redis.
+    @property
+    def url(self) -> str: ...
+
+
+class System:
+    """Redis, gateway, relay(s) and worker(s), from `start` to `stop`. Blocking; also a context manager.
+
+    `worker_environment` is for every worker; `workers` and `relays` say how many to begin with. A `redis`
+    and a `broker_url` that are given are running, and the caller's.
     """
+
+    redis: Any  # what was given, so that a test can do to it what its kind can
 
     def __init__(
         self,
         *,
         workers: int = 1,
+        relays: int = 1,
         worker_environment: dict[str, str] | None = None,
         gateway_rate: float = 50,
+        redis: Addressed | None = None,
         broker_url: str | None = None,
     ) -> None:
+        self._own_redis = (
+            None if redis else RedisServer(program=os.environ.get("DELTAWIRE_TEST_REDIS_PROGRAM"))
+        )
+        self.redis = redis or self._own_redis
         self._broker_url = broker_url
         self._worker_count = workers
+        self._relay_count = relays
         self._worker_environment = worker_environment or {}
         self._gateway_rate = gateway_rate
         self._directory = tempfile.TemporaryDirectory(prefix="deltawire-system-")
         self._services: list[Service] = []
-        self.redis = RedisServer(program=os.environ.get("DELTAWIRE_TEST_REDIS_PROGRAM"))
         self.gateway_port = free_port()
-        self.relay_port = free_port()
-        self.relay: Service
         self.gateway: Service
+        self.relays: list[Service] = []
+        self.relay_ports: list[int] = []
         self.workers: list[Service] = []
 
     @property
     def redis_url(self) -> str:
-        return self.redis.url
+        return str(self.redis.url)
+
+    @property
+    def relay(self) -> Service:
+        return self.relays[0]
+
+    @property
+    def relay_port(self) -> int:
+        return self.relay_ports[0]
 
     @property
     def broker_url(self) -> str:
@@ -172,20 +195,17 @@ class System:
     def start(self) -> None:
         """Returns when everything is ready. Raises ServiceDidNotStartError; nothing stays then."""
         try:
-            self.redis.start()
+            if self._own_redis is not None:
+                self._own_redis.start()
             self.gateway = self._launch(
                 "gateway",
                 ["deltawire.gateway", "--port", str(self.gateway_port), "--rate", str(self._gateway_rate)],
                 {"DELTAWIRE_GATEWAY_API_KEY": UPSTREAM_API_KEY},
                 ready_url=f"{self.gateway_url}/healthz",
             )
-            self.relay = self._launch(
-                "relay",
-                ["deltawire_relay"],
-                {**self.environment, "DELTAWIRE_PORT": str(self.relay_port)},
-                ready_url=f"{self.relay_url}/readyz",
-            )
             # All at once: each of them imports for a second.
+            for _ in range(self._relay_count):
+                self.launch_relay()
             for _ in range(self._worker_count):
                 self.launch_worker()
             for service in self._services:
@@ -193,6 +213,23 @@ class System:
         except BaseException:
             self.stop()
             raise
+
+    def launch_relay(
+        self, environment: dict[str, str] | None = None, *, in_place_of: int | None = None
+    ) -> Service:
+        """Starts one more relay, or that one anew on its port, and does not wait."""
+        if in_place_of is None:
+            self.relay_ports.append(free_port())
+        index = len(self.relay_ports) - 1 if in_place_of is None else in_place_of
+        port = self.relay_ports[index]
+        relay = self._launch(
+            f"relay-{len(self._services)}",
+            ["deltawire_relay"],
+            {**self.environment, "DELTAWIRE_PORT": str(port), **(environment or {})},
+            ready_url=f"http://127.0.0.1:{port}/readyz",
+        )
+        self.relays[index : index + 1] = [relay]
+        return relay
 
     def launch_worker(self, environment: dict[str, str] | None = None, *, before_main: str = "") -> Service:
         """Starts one more worker, and does not wait. `before_main`: statements to run in it first."""
@@ -246,7 +283,8 @@ class System:
         # The workers go first and at once: what they are at in a test's end is of no interest.
         for service in reversed(self._services):
             service.stop(at_once=True)
-        self.redis.stop()
+        if self._own_redis is not None:
+            self._own_redis.stop()
         self._directory.cleanup()
 
     def __enter__(self) -> Self:
