@@ -27,7 +27,8 @@ async def read_naively(log: JobLog, client: redis.asyncio.Redis, job_id: str) ->
                 async with asyncio.timeout(_SILENCE_S):
                     message = None
                     while message is None:
-                        message = await channel.get_message(timeout=_SILENCE_S)
+                        with contextlib.suppress(redis.asyncio.ConnectionError):  # it subscribes again
+                            message = await channel.get_message(timeout=_SILENCE_S)
                 for line in message["data"].split(b"\n"):
                     seen.append(sequence_number_of(line))
                     if is_terminal(line):

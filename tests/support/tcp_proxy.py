@@ -1,52 +1,111 @@
-"""A TCP proxy on loopback that cuts or freezes connections when told to."""
+"""A TCP proxy on loopback that cuts, delays, freezes and loses what passes through it, when told to."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+
+#: Gets what the server sent on one connection and returns what the client shall see of it.
+Filter = Callable[[bytes], bytes]
+
+
+class Pair:
+    """One connection through the proxy. A way that is frozen stays open, and takes bytes to nowhere."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.client = client
+        self.server = server
+        self.is_frozen = {client: False, server: False}  # by whom the bytes would go to
+
+    def cut(self) -> None:
+        abort(self.client.transport)
+        abort(self.server.transport)
 
 
 class TcpProxy:
-    """Forwards to a port; `cut` aborts every connection that is open, `freeze` leaves it half-open."""
+    """Forwards to a port. What happens to whom:
 
-    def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
-        self._writers: set[asyncio.StreamWriter] = set()
+    - `cut` aborts every connection that is open;
+    - `freeze` makes them half-open: kept, with nothing forwarded one way or both;
+    - `is_frozen` does the same to those that are still to come;
+    - `delay_s` holds back each piece, both ways (and what comes meanwhile goes with the next piece);
+    - `new_filter` makes a filter for each connection's replies.
+    """
+
+    def __init__(self, target_port: int, *, new_filter: Callable[[], Filter] | None = None) -> None:
+        self.target_port = target_port
+        self._new_filter = new_filter
+        self._pairs: set[Pair] = set()
         self.port = 0
         self.connections = 0
-        self._frozen: set[asyncio.StreamWriter] = set()
+        self.delay_s = 0.0
+        self.is_frozen = False
+
+    @property
+    def redis_url(self) -> str:
+        """For a Redis server behind it."""
+        return f"redis://127.0.0.1:{self.port}/0"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        self._writers |= {writer, upstream_writer}
+        try:
+            server_reader, server = await asyncio.open_connection("127.0.0.1", self.target_port)
+        except OSError:  # a server that is away: so is its proxy
+            abort(writer.transport)
+            return
+        pair = Pair(writer, server)
+        self._pairs.add(pair)
+        if self.is_frozen:
+            self._freeze(pair, requests=True, replies=True)
         try:
             await asyncio.gather(
-                self._pump(reader, upstream_writer),
-                self._pump(upstream_reader, writer),
+                self._pump(reader, server, pair, None),
+                self._pump(server_reader, writer, pair, self._new_filter and self._new_filter()),
                 return_exceptions=True,
             )
         finally:
-            self._writers -= {writer, upstream_writer}
+            self._pairs.discard(pair)
             writer.close()
-            upstream_writer.close()
+            server.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        pair: Pair,
+        filter_: Filter | None,
+    ) -> None:
         try:
             while data := await reader.read(65_536):
-                if writer not in self._frozen:
-                    writer.write(data)
-                    await writer.drain()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                if pair.is_frozen[writer]:
+                    continue
+                writer.write(filter_(data) if filter_ else data)
+                await writer.drain()
         finally:
             abort(writer.transport)
 
-    def freeze(self) -> None:
-        """What is open stays open, and nothing comes through it any more; new connections work."""
-        self._frozen |= self._writers
+    def cut(self) -> int:
+        """Aborts what is open, both ways; how many connections that were."""
+        for pair in self._pairs:
+            pair.cut()
+        return len(self._pairs)
 
-    def cut(self) -> None:
-        """Aborts what is open, both ways."""
-        for writer in self._writers:
-            abort(writer.transport)
+    def freeze(self, *, requests: bool = True, replies: bool = True) -> None:
+        """From now on what is open forwards nothing that way. It does not thaw: `cut` it."""
+        for pair in self._pairs:
+            self._freeze(pair, requests=requests, replies=replies)
+
+    @staticmethod
+    def _freeze(pair: Pair, *, requests: bool, replies: bool) -> None:
+        pair.is_frozen[pair.server] |= requests
+        pair.is_frozen[pair.client] |= replies
+
+    async def lose_replies(self, for_s: float) -> None:
+        """Requests get through, their replies are lost, and then the connections are, too."""
+        self.freeze(requests=False)
+        await asyncio.sleep(for_s)
+        self.cut()
 
 
 def abort(transport: asyncio.WriteTransport) -> None:
@@ -56,9 +115,11 @@ def abort(transport: asyncio.WriteTransport) -> None:
 
 
 @asynccontextmanager
-async def tcp_proxy(target_port: int) -> AsyncIterator[TcpProxy]:
+async def tcp_proxy(
+    target_port: int, *, new_filter: Callable[[], Filter] | None = None
+) -> AsyncIterator[TcpProxy]:
     """A proxy on a free port in front of `target_port`."""
-    proxy = TcpProxy(target_port)
+    proxy = TcpProxy(target_port, new_filter=new_filter)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     async with server:
