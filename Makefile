@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test check format lock litellm
+.PHONY: setup up test chaos churn check format lock litellm
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -32,6 +32,15 @@ up: setup
 # Two at a time, a file each: most tests wait most of the time.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The promises under faults, in full numbers (`make test` has the short form). SEED=7 repeats a run's dice.
+chaos: setup
+	DELTAWIRE_CHAOS=full DELTAWIRE_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos
+
+# Jobs and viewers come and go for an hour; what the processes hold is sampled into churn.csv.
+MINUTES ?= 60
+churn: setup
+	DELTAWIRE_CHURN_MINUTES=$(MINUTES) DELTAWIRE_CHURN_SAMPLES=churn.csv $(BIN)/python -m pytest tests/chaos/test_churn.py
 
 # What CI runs besides the tests; unit tests included, so that it is a fair answer before a commit.
 check: setup

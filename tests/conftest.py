@@ -8,6 +8,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from deltawire.redis_server import RedisServer
+from tests.chaos.table import print_table
 from tests.support.job_logs import KINDS, OpenedLog, open_job_log
 from tests.support.rabbitmq import RabbitMQ
 
@@ -44,3 +45,8 @@ async def job_log(request: pytest.FixtureRequest) -> AsyncIterator[OpenedLog]:
     url = "" if request.param == "fakeredis" else request.getfixturevalue("redis_url")
     async with open_job_log(request.param, url) as log:
         yield log
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Here, because with pytest-xdist this is the only conftest that the process which prints knows.
+    print_table(terminalreporter)

@@ -1,0 +1,129 @@
+"""Jobs and viewers come and go, for seconds or for hours: what they cost is given back.
+
+make churn MINUTES=60     writes churn.csv, one line a round
+"""
+
+import asyncio
+import csv
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis.asyncio
+
+from tests.chaos.conftest import Chaos
+from tests.chaos.scenario import Scenario
+from tests.support.system import Service, System, request
+from tests.support.viewers import Crowd
+
+MINUTES: Final = float(os.environ.get("DELTAWIRE_CHURN_MINUTES") or 0)
+SAMPLES: Final = os.environ.get("DELTAWIRE_CHURN_SAMPLES")
+WARM_UP_ROUNDS: Final = 2
+ROUND_S: Final = 2.0
+JOBS: Final = 8
+GROWTH_MB: Final = 24.0
+
+Sample = dict[str, float]
+
+
+def seen_from_outside(name: str, service: Service) -> Sample:
+    """A process' descriptors, threads and memory, as Linux says them."""
+    process = Path("/proc", str(service.pid))
+    pages = int((process / "statm").read_text().split()[1])
+    return {
+        f"{name}_descriptors": len(list((process / "fd").iterdir())),
+        f"{name}_threads": len(list((process / "task").iterdir())),
+        f"{name}_rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
+    }
+
+
+async def sample(system: System, client: Any) -> Sample:  # redis-py's client is loosely typed
+    """What there is now; hubs show as channels, links as clients, jobs as keys."""
+    return {
+        **seen_from_outside("relay", system.relay),
+        **seen_from_outside("worker", system.workers[0]),
+        "channels": len(await client.pubsub_channels("dw:{*")),
+        "clients": len([one for one in await client.client_list() if one["name"].startswith("deltawire")]),
+        "keys": len(await client.keys("dw:{*")),
+    }
+
+
+async def idle(system: System, client: Any) -> Sample:
+    """A sample once the last job has expired and the last hub has closed."""
+    for _ in range(300):
+        now = await sample(system, client)
+        if not now["channels"] and not now["keys"]:
+            return now
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"this stays: {now}")
+
+
+async def churn(scenario: Scenario) -> None:
+    """One round: jobs that run, jobs that are cancelled; viewers that stay, and some that leave early."""
+    jobs = await scenario.submit(JOBS, request(deltas=30, rate=25), [{"retention_s": 1}])
+    scenario.watch(jobs)
+    async with Crowd(scenario.crowd.relays, scenario.clock) as leavers:
+        leavers.open_socket(jobs)
+        leavers.watch(jobs[:2])
+        await leavers.until(lambda ledger: ledger.deltas > 0 or ledger.is_over, 30)
+        for job_id in jobs[::3]:
+            await leavers.http.post(f"http://{leavers.relays[0]}/v1/jobs/{job_id}/cancel")
+    await scenario.over()
+
+
+@pytest.mark.timeout(MINUTES * 60 + 300)
+async def test_churn(chaos: Chaos) -> None:
+    """Descriptors, channels, connections, threads and memory are at the end what they were before."""
+    samples: list[Sample] = []
+    row = chaos.row("churn")
+    with System() as system:
+        relays = [f"127.0.0.1:{system.relay_port}"]
+        async with redis.asyncio.Redis.from_url(system.redis_url) as client:
+            baseline: Sample = {}
+            ends_at, number = time.monotonic() + (MINUTES * 60 or chaos.pick(60, 8)), 0
+            while time.monotonic() < ends_at or number <= WARM_UP_ROUNDS:
+                began, number = time.monotonic(), number + 1
+                async with Scenario(row, system.redis_url, relays) as scenario:
+                    await churn(scenario)
+                if number % 5 == 2:  # links that are made again must not pile up
+                    for one in await client.client_list():
+                        if one["name"].startswith("deltawire"):
+                            await client.client_kill_filter(_id=one["id"])
+                if number == WARM_UP_ROUNDS:
+                    baseline = await idle(system, client)
+                samples.append({"at": time.time(), **await sample(system, client)})
+                write(samples)
+                await asyncio.sleep(max(0.0, began + ROUND_S - time.monotonic()))
+            end = await idle(system, client)
+            names = ("relay_descriptors", "worker_descriptors", "relay_threads", "worker_threads", "clients")
+
+            async def grown() -> list[str]:
+                now = await sample(system, client)
+                return [
+                    f"{name}: {baseline[name]} -> {now[name]}" for name in names if now[name] > baseline[name]
+                ]
+
+            for _ in range(100):  # a socket may take a moment to be seen as closed
+                if not (growth := await grown()):
+                    break
+                await asyncio.sleep(0.1)
+    growth += [
+        f"{name}: {baseline[name]:.0f} -> {end[name]:.0f}"
+        for name in ("relay_rss_mb", "worker_rss_mb")
+        if end[name] - baseline[name] > GROWTH_MB
+    ]
+    row.broken += growth
+    scenario.check()
+
+
+def write(samples: list[Sample]) -> None:
+    """One line more, in the file that was asked for."""
+    if not SAMPLES:
+        return
+    with Path(SAMPLES).open("w" if len(samples) == 1 else "a", newline="") as file:
+        writer = csv.DictWriter(file, samples[0])
+        if len(samples) == 1:
+            writer.writeheader()
+        writer.writerow(samples[-1])
