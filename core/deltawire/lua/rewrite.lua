@@ -19,8 +19,10 @@ redis.call('DEL', KEYS[2])
 if not known[1] then
   local time = redis.call('TIME')
   redis.call('HSET', KEYS[1], 'status', 'in_progress', 'attempt', ARGV[1], 'owner', ARGV[2],
-    'lease_until', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[4]), unpack(ARGV, 9, fields_end))
+    'lease_until', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[4]))
 end
+-- Also of a record that is there: it may not know yet that there are deltas.
+redis.call('HSET', KEYS[1], unpack(ARGV, 9, fields_end))
 if ARGV[7] ~= '' then redis.call('XADD', KEYS[2], string.format('%d-0', first - 1), 'e', ARGV[7]) end
 for i = fields_end + 1, #ARGV do
   redis.call('XADD', KEYS[2], string.format('%d-0', first + i - fields_end - 1), 'e', ARGV[i])
