@@ -1,8 +1,7 @@
 """The writer of a job against a connection of ours: batches, resending, refusals, bounds."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import hiredis
 import pytest
@@ -13,128 +12,13 @@ from deltawire.codec import decode
 from deltawire.errors import RedisUnavailableError
 from deltawire.events import Delta
 from deltawire.fold import Fold
-from deltawire.keys import ACTIVE_TTL_S, Keys
+from deltawire.keys import ACTIVE_TTL_S
 from deltawire.log import AppendCode
-from deltawire.options import Options
-from deltawire.record import Record
-from deltawire.redis_connection import RedisConnection, Reply
-from deltawire.scripts import APPEND, RENEW
-from deltawire_worker.flusher import MAX_PENDING_BYTES, RETRY_S, STALL_TIMEOUT_S, Flusher, JobWriter
+from deltawire.redis_connection import Reply
+from deltawire.scripts import RENEW
+from deltawire_worker.flusher import MAX_PENDING_BYTES, RETRY_S, STALL_TIMEOUT_S
+from tests.support.flusher_bench import Append, Bench, bench, settle
 from tests.support.virtual_time import run, virtual_time
-
-OWNER = "w1"
-RECORD = Record(status="in_progress", attempt=3, created_at=1_000.0, tenant="default", options=Options())
-
-
-class Append:
-    """One call of append.lua as it was sent."""
-
-    def __init__(self, command: list[bytes], answer: Callable[[Reply], None]) -> None:
-        assert command[:2] == [b"EVALSHA", APPEND.sha.encode()]
-        assert command[2] == b"4"
-        self.keys = [key.decode() for key in command[3:7]]
-        assert command[8] == OWNER.encode()
-        self.attempt, self.first, self.ttl_s = int(command[7]), int(command[9]), int(command[10])
-        self.terminal = command[11].decode()
-        assert command[12] == b"PUBLISH"
-        fields_end = 14 + int(command[13])
-        words = [word.decode() for word in command[14:fields_end]]
-        self.fields = dict(zip(words[::2], words[1::2], strict=True))
-        self.events = command[fields_end:]
-        self.answer = answer
-
-    def accept(self, code: str = "OK") -> None:
-        self.answer([code.encode(), self.first + len(self.events) - 1, 0])
-
-    def refuse(self, code: str) -> None:
-        self.answer([code.encode(), self.first - 1, 0])
-
-
-class FakeConnection:
-    """A connection that answers when the test does."""
-
-    def __init__(self) -> None:
-        self.commands: list[list[bytes]] = []
-        self.appends: list[Append] = []  # those that have no answer yet, and all others
-        self.answers: list[Callable[[Reply], None]] = []
-        self.writes = 0
-        self.is_aborted = False
-        self.is_open = True
-
-    async def execute(self, *args: str) -> bytes:
-        assert args[:2] == ("SCRIPT", "LOAD")
-        return b"sha"
-
-    def write(self, packed: bytes, callbacks: Iterable[Callable[[Reply], None]]) -> None:
-        if not self.is_open:  # as RedisConnection
-            raise RedisUnavailableError("not connected to Redis")
-        self.writes += 1
-        reader = hiredis.Reader()
-        reader.feed(packed)
-        for callback in callbacks:
-            command = reader.gets()
-            self.commands.append(command)
-            self.answers.append(callback)
-            if command[1] == APPEND.sha.encode():
-                self.appends.append(Append(command, callback))
-        assert reader.gets() is False
-
-    def abort(self) -> None:
-        self.is_aborted = True
-
-
-class Bench:
-    """A flusher on a fake connection, with one writer."""
-
-    def __init__(self, *, top: int = 0) -> None:
-        self.flusher = Flusher("redis://127.0.0.1:1/0", Keys())
-        self.cancels = 0
-        self.refusals: list[AppendCode] = []
-        self.writer = self.open("job", top=top)
-        self.connection: FakeConnection
-
-    def open(self, job_id: str, *, top: int = 0) -> JobWriter:
-        def hear() -> None:
-            self.cancels += 1
-
-        return self.flusher.open(
-            job_id, record=RECORD, owner=OWNER, top=top, on_cancel=hear, on_refused=self.refusals.append
-        )
-
-    async def connect(self) -> FakeConnection:
-        """As RedisLink does it."""
-        self.connection = FakeConnection()
-        connection = cast("RedisConnection", self.connection)
-        await self.flusher._connected(connection)
-        self.flusher._link._connection = connection
-        await settle()
-        return self.connection
-
-    def lose(self) -> None:
-        """As RedisConnection and RedisLink do it: the callbacks first."""
-        for append in self.connection.appends:
-            append.answer(RedisUnavailableError("lost"))
-        self.connection.appends.clear()
-        self.flusher._link._connection = None
-        self.flusher._lost()
-
-    @property
-    def under_way(self) -> Append:
-        """The one append that has no answer; it is taken out."""
-        [append] = self.connection.appends
-        self.connection.appends.clear()
-        return append
-
-
-async def settle() -> None:
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
-async def bench(*, top: int = 0) -> Bench:
-    made = Bench(top=top)
-    await made.connect()
-    return made
 
 
 @virtual_time

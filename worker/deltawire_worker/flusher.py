@@ -61,7 +61,8 @@ class JobWriter:
         self._on_refused = on_refused
         self._acknowledged = top
         self._events: list[bytes] = []  # those after `_acknowledged`, the ones under way first
-        self._under_way: int | None = None
+        self._under_way: int | None = None  # how many events
+        self._is_rewriting = False  # by the call under way
         self._fields: list[str | float] = []
         self._terminal = ""
         self._ttl_s: float = ACTIVE_TTL_S
@@ -161,9 +162,10 @@ class JobWriter:
         return await self._ended
 
     def rewrite(self) -> None:
-        """The log is lost: it is written anew from what is kept here."""
-        self._must_rewrite = True
-        self._flusher.mark(self)
+        """The log is lost: it is written anew from what is kept here, unless the job has ended meanwhile."""
+        if self._ended is None or not self._ended.done():
+            self._must_rewrite = True
+            self._flusher.mark_if_open(self)
 
     # What the flusher calls.
 
@@ -171,6 +173,7 @@ class JobWriter:
         """The next call, packed; None if there is nothing to say or one is under way."""
         if self._under_way is not None or not (self._events or self._must_rewrite):
             return None
+        self._is_rewriting = self._must_rewrite
         if self._must_rewrite:
             # The terminal event comes after, as it always does: by an append.
             events = self._events[:-1] if self._terminal else self._events
@@ -231,6 +234,7 @@ class JobWriter:
             self.rewrite()
         else:
             self._events.clear()
+            self._must_rewrite = False
             self.pending_bytes = 0
             if self._ended is not None and not self._ended.done():
                 self._ended.set_result(code)
@@ -243,9 +247,9 @@ class JobWriter:
         self._acknowledged += sent
         size = sum(map(len, done))
         self.pending_bytes -= size
-        if self._must_rewrite:
+        if self._is_rewriting:
             self._must_rewrite = False  # the fields still wait: a record that was not lost has none of them
-            self._log_bytes = sum(map(len, self._recent))
+            self._log_bytes = self._base.size + sum(map(len, self._recent))
             # A long text is all snapshot: writing it anew pays only when the log has doubled.
             self._log_bytes_limit = max(self._flusher.max_log_bytes, 2 * self._log_bytes)
         else:
@@ -271,6 +275,10 @@ class Snapshot:
     def __init__(self, number: int, fold: Fold) -> None:
         self.number = number
         self._state = msgspec.json.encode(fold.state())
+
+    @property
+    def size(self) -> int:
+        return len(self._state)
 
     def line(self, job_id: str, attempt: int) -> bytes:
         """As it stands in the log; nothing where there is nothing before it."""
@@ -343,7 +351,7 @@ class Flusher:
         """Redis answered an append with an error (out of memory, read-only, loading): later, again."""
         _log.warning("Redis refuses an append: %s", error)
         self._bring_scripts(error)
-        asyncio.get_running_loop().call_later(RETRY_S, self._mark_if_open, writer)
+        asyncio.get_running_loop().call_later(RETRY_S, self.mark_if_open, writer)
 
     def renew(self, job_id: str, args: tuple[str | int, ...], on_reply: Callable[[Reply], None]) -> None:
         """Sends renew.lua's call for a job. No connection, no answer: the next renewal will do."""
@@ -364,7 +372,7 @@ class Flusher:
         if str(error).startswith("NOSCRIPT") and (connection := self._link.connection):
             connection.abort()
 
-    def _mark_if_open(self, writer: JobWriter) -> None:
+    def mark_if_open(self, writer: JobWriter) -> None:
         if writer in self._writers:
             self.mark(writer)
 
