@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import cast
 
 from .keys import INDEX_TTL_S, Keys
-from .scripts import OWNERS, Scripts
+from .scripts import ADD, ONCE, OWNERS, Scripts
 
 
 class Index:
@@ -21,10 +21,14 @@ class Index:
     # Jobs that wait for a worker.
 
     async def will_queue(self, job_id: str, deadline: float) -> None:
-        """`deadline`: the Unix time at which the job will have waited too long."""
+        """`deadline`: the Unix time at which the job will have waited too long. A repeat does not move it."""
         key = self._keys.queued
-        await self._redis.execute("ZADD", key, deadline, job_id)
+        await self._redis.execute("ZADD", key, "NX", deadline, job_id)
         await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+
+    async def waits_until(self, job_id: str, deadline: float) -> None:
+        """Corrects the deadline of a job that is among those that wait."""
+        await self._redis.execute("ZADD", self._keys.queued, "XX", deadline, job_id)
 
     async def overdue(self, now: float, count: int) -> list[str]:
         """Jobs that have waited too long."""
@@ -42,16 +46,13 @@ class Index:
 
     async def may_send(self, job_id: str, pause_s: int) -> bool:
         """Whether nobody else has been told so within the pause."""
-        key = self._keys.job(job_id).sent
-        return await self._redis.execute("SET", key, "1", "NX", "EX", pause_s) is not None
+        return bool((await self._redis.run(ONCE, (self._keys.job(job_id).sent,), pause_s))[0])
 
     # Worker processes and the jobs they run.
 
     async def will_run(self, owner: str, job_ids: Collection[str]) -> None:
         if job_ids:
-            key = self._keys.jobs_of(owner)
-            await self._redis.execute("SADD", key, *job_ids)
-            await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+            await self._redis.run(ADD, (self._keys.jobs_of(owner),), INDEX_TTL_S, *job_ids)
 
     async def has_run(self, owner: str, job_ids: Collection[str]) -> None:
         if job_ids:

@@ -32,6 +32,8 @@ RENEW: Final = _load("renew")
 CANCEL: Final = _load("cancel")
 HEAD: Final = _load("head")
 OWNERS: Final = _load("owners")
+ADD: Final = _load("add")
+ONCE: Final = _load("once")
 
 
 class Executor(Protocol):

@@ -81,6 +81,7 @@ class Presence:
 
     async def begins(self, job_id: str) -> None:
         """Before a claim. Raises RedisUnavailableError."""
+        self._over.discard(job_id)
         await self._index.will_run(self._owner, (job_id,))
 
     def claimed(self, job_id: str) -> None:
