@@ -76,6 +76,8 @@ class Sweeper:
                 _log.warning("cannot sweep: %s", error)
             except WireError as error:
                 _log.warning("cannot sweep: %s", error)
+            except Exception:  # noqa: BLE001 - the outer edge: who never sweeps again is missed by nobody
+                _log.exception("cannot sweep")
 
     async def sweep(self) -> None:
         """One look at everything. Raises RedisUnavailableError and WireError `queue_unavailable`."""
@@ -140,7 +142,9 @@ class Sweeper:
         record = head.record
         if record is None or record.status != "queued":
             return True
-        if time.time() - record.created_at <= record.options.queue_timeout_s:
+        deadline = record.created_at + record.options.queue_timeout_s
+        if time.time() <= deadline:
+            await self._index.waits_until(job_id, deadline)
             return False
         error = WireError("queue_timeout", "no worker took the job in time")
         ended = await self._log.end(job_id, AsFailed(error, "queue"), record=record, top=head.top)
@@ -161,7 +165,9 @@ class Sweeper:
     async def _has_left_queue(self, job_id: str) -> bool:
         """Sends the message of a job that was queued at the last look, too. Whether it is queued no more."""
         record = (await self._quickly(self._log.head(job_id))).record
-        if record is None or record.status != "queued":
+        if record is None:
+            return False  # its record may come just now; at its deadline it is looked at again
+        if record.status != "queued":
             return True
         self._unsent.add(job_id)
         if job_id in self._unsent_before:
@@ -177,7 +183,10 @@ class Sweeper:
     # Looking.
 
     async def _where(self, job_ids: Iterable[str], is_so: Callable[[str], Awaitable[bool]]) -> list[str]:
-        """Those jobs of which it is so; some at a time, in an order that other sweepers do not have."""
+        """Those jobs of which it is so; some at a time, in an order that other sweepers do not have.
+
+        A job that cannot be looked at keeps nobody from the others. Raises RedisUnavailableError.
+        """
         left = list(job_ids)
         random.shuffle(left)
         found: list[str] = []
@@ -185,9 +194,13 @@ class Sweeper:
             some, left = left[:AT_ONCE], left[AT_ONCE:]
             answers = await asyncio.gather(*map(is_so, some), return_exceptions=True)
             for job_id, answer in zip(some, answers, strict=True):
-                if isinstance(answer, BaseException):
+                if isinstance(answer, WireError):
+                    _log.warning("cannot look after a job: %s", answer, extra={"job_id": job_id})
+                elif isinstance(answer, RedisUnavailableError) or not isinstance(answer, bool | Exception):
                     raise answer
-                if answer:
+                elif isinstance(answer, Exception):
+                    _log.error("cannot look after a job", exc_info=answer, extra={"job_id": job_id})
+                elif answer:
                     found.append(job_id)
         return found
 
