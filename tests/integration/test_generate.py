@@ -1159,6 +1159,17 @@ async def test_another_owner_of_the_same_number_is_not_written_over(bench: Bench
         task.cancel()
 
 
+async def test_a_second_delivery_after_a_loss_goes_along_with_the_run(bench: Bench) -> None:
+    """Redis lost all, and the message came to the worker that has the job: it asks the upstream once."""
+    first = bench.start("job", request(deltas=100, rate=100))
+    await bench.deltas("job", 10)
+    await bench.redis.flushall()
+    second = bench.start("job", request(deltas=100, rate=100))
+    assert [await first, await second] == [Outcome("completed")] * 2
+    assert bench.requests("job") == 1
+    await bench.ended("job")
+
+
 async def test_a_long_log_is_compacted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its limit the oldest events become a snapshot; readers of the rest notice nothing (§3.2)."""
     monkeypatch.setattr("deltawire_worker.flusher.SNAPSHOT_BYTES", 10_000)

@@ -154,6 +154,10 @@ class Generator:
         decision: NextAttempt | End | None = None
         looks = 0
         while True:
+            if run := self._runs.get(job_id):
+                # The broker delivered the message a second time: go along with the run that is on. A claim
+                # would make another of the same owner and number, if Redis has lost the record.
+                return await asyncio.shield(run.over)
             claim = await self._claim_once(job_id, request, options, take_over)
             match claim.code:
                 case "CLAIMED":
@@ -162,9 +166,8 @@ class Generator:
                     raise JobExpiredError(f"job {job_id} has no record")
                 case "ENDED":
                     return await self._ended(job_id, claim.status)
-                case "OWN" if run := self._runs.get(job_id):
-                    # The broker delivered the message a second time: go along with the run that is on.
-                    return await asyncio.shield(run.over)
+                case "OWN" if job_id in self._runs:
+                    pass  # another delivery has claimed it at the same time
                 case "HELD":
                     # A living owner renews; one that died lets its lease run out.
                     looks += 1
