@@ -51,6 +51,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     lease_left_s: float | None = None
     """How long the lease of the running attempt lasts; below 0 it has run out, None without one."""
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether the lease has run out, or the time in the queue: something for a sweeper."""
+        if self.record is None or self.record.status != "queued":
+            return self.lease_left_s is not None and self.lease_left_s < 0
+        return now - self.record.created_at > self.record.options.queue_timeout_s
+
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """What a claim came to. `record` is set with CLAIMED, OWN and EXPIRED, `status` with ENDED."""

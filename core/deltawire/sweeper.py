@@ -62,7 +62,7 @@ class Sweeper:
         self._looked_at_queue = asyncio.get_running_loop().time()
 
     def report(self, job_id: str) -> None:
-        """Somebody saw that the lease of this job has run out. It is looked at with the others."""
+        """Somebody saw that this job has waited for too long, or that its lease has run out."""
         self._reported.add(job_id)
 
     async def keep(self) -> None:
@@ -81,14 +81,13 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One look at everything. Raises RedisUnavailableError and WireError `queue_unavailable`."""
-        reported, self._reported = self._reported, set()
         self._seen.clear()
         for owner in await self._quickly(self._index.lost_owners()):
             jobs = await self._quickly(self._index.jobs_of(owner))
             if not jobs:
                 await self._index.forget(owner)
             await self._index.has_run(owner, await self._where(jobs, self._needs_no_look))
-        await self._where(reported, self._needs_no_look)
+        self._reported.difference_update(await self._where(self._reported, self._needs_no_look))
         self._looks = {look: at for look, at in self._looks.items() if look in self._seen}
         overdue = await self._quickly(self._index.overdue(time.time(), BATCH))
         await self._index.left_queue(await self._where(overdue, self._waits_no_more))
@@ -103,10 +102,12 @@ class Sweeper:
         """Deals with a job whose worker seems lost. Whether there is nothing to look after (any more)."""
         head = await self._quickly(self._log.head(job_id))
         record, left_s = head.record, head.lease_left_s
+        if record is not None and record.status == "queued":
+            return await self._waits_no_more(job_id)
         if record is None or record.status != "in_progress" or left_s is None:
             return True
         if left_s > 0:
-            return False
+            return True  # somebody lives who has it among his own
         look = (job_id, record.attempt, record.lease_until)
         self._seen.add(look)
         now = asyncio.get_running_loop().time()

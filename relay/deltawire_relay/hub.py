@@ -10,7 +10,7 @@ it.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
@@ -49,7 +49,7 @@ _LIFECYCLE: Final = frozenset(
 class Hub:
     """Reads one job for all its subscribers in this process."""
 
-    def __init__(self, job_id: str, log: JobLog, feed: Feed) -> None:
+    def __init__(self, job_id: str, log: JobLog, feed: Feed, report: Callable[[str], None]) -> None:
         self.job_id = job_id
         self.record: Record | None = None
         self.status = "unknown"
@@ -61,6 +61,7 @@ class Hub:
         self.subscribers: set[Subscriber] = set()
         self._log = log
         self._feed = feed
+        self._report = report
         self._channel = log.keys.job(job_id).channel
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
         self._held_bytes = 0
@@ -333,6 +334,8 @@ class Hub:
         head = await self._log.head(self.job_id)
         if self._held is not None or self.is_ended:
             return
+        if head.is_overdue(time.time()):
+            self._report(self.job_id)
         now = asyncio.get_running_loop().time()
         if head.record is not None:
             self._seen_at = now

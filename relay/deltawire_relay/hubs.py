@@ -13,9 +13,11 @@ from .hub import Hub
 class Hubs:
     """The hubs of this process, by job; a hub lives as long as somebody holds it."""
 
-    def __init__(self, log: JobLog, feed: Feed) -> None:
+    def __init__(self, log: JobLog, feed: Feed, report: Callable[[str], None] = lambda _: None) -> None:
+        """`report` hears of jobs that wait for something that should have come: see `Sweeper.report`."""
         self._log = log
         self._feed = feed
+        self._report = report
         self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
@@ -43,7 +45,7 @@ class Hubs:
         """As `hold`, for callers whose use does not nest; call the second value once when done."""
         entry = self._entries.get(job_id)
         if entry is None:
-            entry = self._entries[job_id] = _Entry(Hub(job_id, self._log, self._feed))
+            entry = self._entries[job_id] = _Entry(Hub(job_id, self._log, self._feed, self._report))
         entry.holders += 1
         try:
             # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.

@@ -360,3 +360,22 @@ async def test_a_watched_job_is_marked(own_redis: RedisServer, cause: str) -> No
 
                 await until(is_marked)
                 assert 0 < await client.ttl(keys.watched) <= 60
+
+
+@pytest.mark.parametrize("status", ["in_progress", "queued"])
+async def test_a_watched_job_is_ended_without_any_hint(own_redis: RedisServer, status: str) -> None:
+    """Its hub sees that nobody looks after it, where the sets across jobs do not know it (§2.4)."""
+    with RelayProcess(own_redis.url) as relay:
+        async with producer(own_redis.url) as jobs, redis.asyncio.Redis.from_url(own_redis.url) as admin:
+            job = await (jobs.running("a") if status == "in_progress" else jobs.queued())
+            keys = jobs.log.keys
+            await admin.delete(keys.queued)
+            async with watched(relay.websocket_url, job) as reader:
+                if status == "in_progress":
+                    await admin.hset(keys.job(job.job_id).meta, "lease_until", 1)
+                else:
+                    await admin.hset(keys.job(job.job_id).meta, "created_at", time.time() - 7_200)
+                last = (await reader.until_terminal())[-1]
+                assert last["error"]["code"] == (
+                    "worker_lost" if status == "in_progress" else "queue_timeout"
+                )
