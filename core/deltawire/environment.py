@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from . import redis_url
 from .errors import DeltawireError
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 
 
@@ -77,6 +77,25 @@ class Environment:
             )
         return value
 
+    def redis_url(self, name: str) -> str:
+        """Where Redis is, in a form of redis_url's. Raises ConfigurationError, which does not repeat it."""
+        return _checked(name, self.secret(name) or DEFAULT_REDIS_URL)
+
+    def broker_url(self, name: str, url_of_redis: str) -> str:
+        """Where Celery's messages go: where Redis is, unless set.
+
+        Raises ConfigurationError where that cannot be.
+        """
+        value = self.secret(name) or url_of_redis
+        if value.startswith(redis_url.CLUSTER_SCHEMES):
+            raise ConfigurationError(
+                f"{name} must name a broker of its own (a single Redis, sentinels or RabbitMQ), because "
+                "Celery cannot use a Redis Cluster as one"
+            )
+        if value.startswith(redis_url.SENTINEL_SCHEMES):
+            return _checked(name, value)
+        return value
+
     def integer(self, name: str, default: int, *, minimum: int = 0, maximum: int = 65_535) -> int:
         """Raises ConfigurationError for anything but an integer within the bounds."""
         text = self.text(name, str(default))
@@ -102,3 +121,11 @@ class Environment:
     def words(self, name: str) -> tuple[str, ...]:
         """Comma-separated values."""
         return tuple(word.strip() for word in self.text(name).split(",") if word.strip())
+
+
+def _checked(name: str, url: str) -> str:
+    try:
+        redis_url.parse(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}") from None
+    return url

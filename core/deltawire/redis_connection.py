@@ -2,8 +2,8 @@
 
 RESP3 over an asyncio protocol and hiredis' parser. Through redis-py an append or a pub/sub message costs
 several times as much, and its pool either makes a connection for each of a thousand concurrent claims or
-has them queue for one; here they share one and are pipelined. `RedisLink` keeps a connection up,
-`RedisClient` waits for replies over one.
+has them queue for one; here they share one and are pipelined. `RedisLink` keeps a connection up. Behind
+sentinels both find the primary by themselves; `redis_nodes` is about clusters.
 """
 
 import asyncio
@@ -12,24 +12,22 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 import hiredis
 from redis.connection import parse_url
 
+from . import redis_url
 from .errors import RedisUnavailableError
 
 Reply = Any  # whatever RESP3 says: bytes, int, list, dict, None, or hiredis.ReplyError
 ReplyCallback = Callable[[Reply], None]
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 5.0
-COMMAND_TIMEOUT_S: Final = 10.0
 REPLY_TIMEOUT_S: Final = 8.0
 RECONNECT_MAX_S: Final = 2.0
-RETRY_S: Final = 0.1
-_CONFIRMATIONS: Final = frozenset({b"subscribe", b"unsubscribe"})
-# What Redis answers while it starts, fails over or follows.
-_NOT_NOW: Final = frozenset({"LOADING", "MASTERDOWN", "READONLY", "TRYAGAIN", "CLUSTERDOWN"})
 _log = logging.getLogger(__name__)
 
 
@@ -38,18 +36,23 @@ def pack(args: tuple[str | bytes | float, ...]) -> bytes:
     return cast("bytes", hiredis.pack_command(args))  # type: ignore[arg-type] # its stub means any length
 
 
-class _Pushed:
-    """Stands among the callbacks for a command that is answered by pushes, one for each name."""
+_PING: Final = pack(("PING",))
 
-    def __init__(self, connection: "RedisConnection", names: int) -> None:
-        self.names = names
-        self._connection = connection
+
+class _Pushed:
+    """Stands among the callbacks for a command that is answered by pushes, and for the PING behind it.
+
+    Counting the pushes would not do: when a slot leaves its node, that one takes the slot's subscriptions
+    back by pushes that answer nothing. The PING's reply is the end of the command's answer, and an error
+    reply before it is the command's own.
+    """
+
+    def __init__(self, on_done: Callable[[Exception | None], None]) -> None:
+        self.error: Exception | None = None
+        self._on_done = on_done
 
     def __call__(self, reply: Reply) -> None:
-        """An error reply (an ACL, a wrong slot) came instead, or the connection was lost."""
-        if not isinstance(reply, RedisUnavailableError):
-            _log.error("Redis refuses to subscribe: %s", reply)
-            self._connection.abort()
+        self._on_done(self.error or (reply if isinstance(reply, Exception) else None))
 
 
 class RedisConnection(asyncio.Protocol):
@@ -87,36 +90,36 @@ class RedisConnection(asyncio.Protocol):
         reader.feed(data)
         try:
             while (reply := reader.gets()) is not False:
-                if not isinstance(reply, hiredis.PushNotification):
-                    self._callbacks.popleft()(reply)
-                else:
-                    if reply[0] in _CONFIRMATIONS:
-                        self._confirm()
+                if isinstance(reply, hiredis.PushNotification):
                     self._on_push(reply)
+                elif not (isinstance(reply, hiredis.ReplyError) and self._is_refused_push(reply)):
+                    self._callbacks.popleft()(reply)
         except hiredis.ProtocolError:
             _log.exception("Redis sent what is not RESP; reconnecting")
             self.abort()
             return
         self._on_read()
 
-    def _confirm(self) -> None:
+    def _is_refused_push(self, error: Exception) -> bool:
+        """Whether the error answers a command that has a PING behind it, and not that PING."""
         pushed = self._callbacks[0]
-        assert isinstance(pushed, _Pushed)  # noqa: S101 - replies and confirmations come in order
-        pushed.names -= 1
-        if pushed.names == 0:
-            self._callbacks.popleft()
+        if not isinstance(pushed, _Pushed) or pushed.error is not None:
+            return False
+        pushed.error = error
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
-        if not self.lost.done():
-            self.lost.set_result(None)
         error = RedisUnavailableError("the connection to Redis was lost")
         error.__cause__ = exc
         while self._callbacks:
             # In calls of their own, so that one that raises does not keep the others waiting.
             self._loop.call_soon(self._callbacks.popleft(), error)
+        # Last, so that who waits for it finds that all have been called.
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     def write(self, packed: bytes, callbacks: Iterable[ReplyCallback]) -> None:
         """Sends packed commands; there must be one callback for each reply that they cause."""
@@ -127,9 +130,20 @@ class RedisConnection(asyncio.Protocol):
         self._callbacks.extend(callbacks)
         self._transport.write(packed)
 
-    def push(self, *args: str | bytes | float) -> None:
-        """Sends SUBSCRIBE or UNSUBSCRIBE with names, answered by pushes. If refused, the connection goes."""
-        self.write(pack(args), (_Pushed(self, len(args) - 1),))
+    def push(
+        self, *args: str | bytes | float, on_done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        """Sends (S)SUBSCRIBE or (S)UNSUBSCRIBE with names, answered by pushes.
+
+        `on_done` is called once, after those pushes: with None, the refusal (an ACL, a slot that is
+        elsewhere) or a RedisUnavailableError. Without it a refusal drops the connection.
+        """
+        self.write(pack(args) + _PING, (_Pushed(on_done or self._must_be_taken),))
+
+    def _must_be_taken(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, RedisUnavailableError):
+            _log.error("Redis refuses to subscribe: %s", error)
+            self.abort()
 
     async def execute(self, *args: str | bytes | float) -> Reply:
         """One command's reply. Raises hiredis.ReplyError and RedisUnavailableError."""
@@ -156,17 +170,84 @@ class RedisConnection(asyncio.Protocol):
             self._transport.abort()
 
 
+def _ignore_push(_: list[Any]) -> None: ...
+
+
+def _ignore_read() -> None: ...
+
+
 async def connect(
     url: str,
     *,
     name: str,
-    on_push: Callable[[list[Any]], None] = lambda _: None,
-    on_read: Callable[[], None] = lambda: None,
+    on_push: Callable[[list[Any]], None] = _ignore_push,
+    on_read: Callable[[], None] = _ignore_read,
 ) -> RedisConnection:
-    """Connects, authenticates and selects as `url` says (redis://, rediss://, unix://).
+    """Connects to the server at `url`, to the primary that sentinels name, or to some node of a cluster.
 
-    Raises RedisUnavailableError; nothing stays open then, or when cancelled.
+    Raises RedisUnavailableError, and ValueError for what is no URL of ours; nothing stays open then, or
+    when cancelled.
     """
+    where = redis_url.parse(url)
+    if where.kind == "server":
+        return await _connect(url, name=name, on_push=on_push, on_read=on_read)
+    if where.kind == "cluster":
+        node = where.server_url(*random.choice(where.hosts))  # noqa: S311 - balance
+        return await _connect(node, name=name, on_push=on_push, on_read=on_read)
+    sentinels = [where.sentinel_url(*host) for host in where.hosts]
+    primary = where.server_url(*await ask_any(sentinels, partial(_primary, where.master_name), name=name))
+    return await _connect(primary, name=name, on_push=on_push, on_read=on_read, must_be_primary=True)
+
+
+async def _primary(master_name: str, _: str, sentinel: RedisConnection) -> tuple[str, int] | None:
+    reply = await sentinel.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", master_name)
+    return (reply[0].decode(), int(reply[1])) if reply else None
+
+
+async def ask_any(
+    urls: Iterable[str], ask: Callable[[str, RedisConnection], Awaitable[T | None]], *, name: str
+) -> T:
+    """Asks servers all at once, over connections made for it; the first answer that is not None counts.
+
+    Raises RedisUnavailableError if there is none within CONNECT_TIMEOUT_S.
+    """
+
+    async def one(url: str) -> T | None:
+        connection = await _connect(url, name=name, on_push=_ignore_push, on_read=_ignore_read)
+        try:
+            return await ask(url, connection)
+        finally:
+            connection.abort()
+
+    error: Exception | None = None
+    tasks = [asyncio.create_task(one(url), name=f"redis-ask-{name}") for url in urls]
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            for task in asyncio.as_completed(tasks):
+                try:
+                    if (answer := await task) is not None:
+                        return answer
+                except (RedisUnavailableError, hiredis.ReplyError) as refused:
+                    error = refused
+    except TimeoutError as timeout:
+        error = timeout
+    finally:
+        for asking in tasks:
+            asking.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise RedisUnavailableError(
+        f"none of {len(tasks)} servers names a primary: {error or 'not known'}"
+    ) from error
+
+
+async def _connect(
+    url: str,
+    *,
+    name: str,
+    on_push: Callable[[list[Any]], None],
+    on_read: Callable[[], None],
+    must_be_primary: bool = False,
+) -> RedisConnection:
     address = parse_url(url)  # type: ignore[no-untyped-call] # redis-py
     loop = asyncio.get_running_loop()
     connection = RedisConnection(on_push, on_read)
@@ -184,7 +265,10 @@ async def connect(
             hello: list[str | float] = ["HELLO", 3]
             if password := address.get("password"):
                 hello += ["AUTH", address.get("username") or "default", password]
-            await connection.execute(*hello, "SETNAME", name)
+            server = await connection.execute(*hello, "SETNAME", name)
+            if must_be_primary and server[b"role"] != b"master":
+                # A failover that is not complete, or that not everybody has heard of.
+                raise RedisUnavailableError("the server is no primary, or not yet")  # noqa: TRY301 - closed below
             if db := address.get("db"):
                 await connection.execute("SELECT", db)
     except (OSError, TimeoutError, hiredis.ReplyError) as error:
@@ -207,7 +291,7 @@ def _tls(address: Any) -> ssl.SSLContext:  # redis-py's loosely typed options
 
 
 class RedisLink:
-    """Keeps one connection up: reconnects with jittered backoff until closed.
+    """Keeps one connection to what `connect` makes of a URL: reconnects with jittered backoff until closed.
 
     `on_connected` runs on each new connection before it is offered as `connection`; when it fails, the
     connection is dropped and made again.
@@ -262,7 +346,7 @@ class RedisLink:
         return connection
 
     async def close(self) -> None:
-        """Closes the connection and stops reconnecting."""
+        """Closes the connection and stops reconnecting. All callbacks have been called when it returns."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -284,10 +368,11 @@ class RedisLink:
                     elif failures:
                         _log.warning("Redis is back (%s)", self._name)
                     failures = 0
-                    await connection.lost
+                    await asyncio.wait([connection.lost])
                 finally:
                     self._connection = None
                     connection.abort()
+                    await asyncio.wait([connection.lost])
                     self._on_lost()
             except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it or be served later
                 if first is not None and not first.done():
@@ -297,41 +382,3 @@ class RedisLink:
                 if failures == 1:
                     _log.warning("Redis is not to be reached (%s): %s", self._name, error)
             await asyncio.sleep(random.uniform(0, min(RECONNECT_MAX_S, 0.05 * 2 ** min(failures, 10))))  # noqa: S311 - jitter
-
-
-class RedisClient:
-    """Commands over one connection, pipelined, for any number of callers. Connects when first used.
-
-    A command whose connection is lost is sent again, so it must be one that may be repeated.
-    """
-
-    def __init__(self, url: str, *, name: str) -> None:
-        self._link = RedisLink(url, name=name, on_connected=_nothing)
-        self._is_closed = False
-
-    async def execute(self, *args: str | bytes | float) -> Reply:
-        """Raises hiredis.ReplyError, and RedisUnavailableError after COMMAND_TIMEOUT_S or when closed."""
-        if self._is_closed:
-            raise RedisUnavailableError("this client was closed")
-        self._link.keep_up()
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                while True:
-                    connection = await self._link.connected()
-                    try:
-                        return await connection.execute(*args)
-                    except RedisUnavailableError:
-                        await asyncio.sleep(0)  # lost: the next connection will do
-                    except hiredis.ReplyError as error:
-                        if str(error).partition(" ")[0] not in _NOT_NOW:
-                            raise
-                        await asyncio.sleep(RETRY_S)
-        except TimeoutError as error:
-            raise RedisUnavailableError("no answer from Redis in time") from error
-
-    async def aclose(self) -> None:
-        self._is_closed = True
-        await self._link.close()
-
-
-async def _nothing(_: RedisConnection) -> None: ...

@@ -82,6 +82,11 @@ class RedisServer:
             raise NoRedisServerError("the server was not started")
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not ended from here since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Returns when the server answers, and has loaded what it had on disk.
 

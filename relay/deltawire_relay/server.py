@@ -15,7 +15,7 @@ from deltawire.errors import RedisUnavailableError
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from deltawire.sweeper import Sweeper
 
 from .auth import Gate

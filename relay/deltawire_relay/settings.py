@@ -3,7 +3,7 @@
 import msgspec
 
 from deltawire.api_keys import ApiKey, parse_api_keys
-from deltawire.environment import DEFAULT_REDIS_URL, REDIS_SCHEMES, ConfigurationError, Environment
+from deltawire.environment import ConfigurationError, Environment
 from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
 
 from .auth import is_loopback
@@ -30,10 +30,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Environment) -> "Settings":
         """Raises ConfigurationError that says what to set."""
-        redis_url = environment.url("DELTAWIRE_REDIS_URL", DEFAULT_REDIS_URL, schemes=REDIS_SCHEMES)
+        redis_url = environment.redis_url("DELTAWIRE_REDIS_URL")
         settings = cls(
             redis_url=redis_url,
-            broker_url=environment.secret("DELTAWIRE_BROKER_URL") or redis_url,
+            broker_url=environment.broker_url("DELTAWIRE_BROKER_URL", redis_url),
             key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
             host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
             port=environment.integer("DELTAWIRE_PORT", 8080),

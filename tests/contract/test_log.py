@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from deltawire import redis_connection
+from deltawire import redis_client
 from deltawire.codec import decode, encode_snapshot, is_terminal, sequence_number_of
 from deltawire.errors import RedisUnavailableError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Queued
@@ -30,7 +30,7 @@ from deltawire.log import (
 )
 from deltawire.options import Options
 from deltawire.record import CancelRequest, decode_cancel, encode_cancel
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer, free_port
 from deltawire.scripts import APPEND, CLAIM, Script
 from tests.support import sample_events as sample
@@ -743,7 +743,7 @@ async def test_two_prefixes_do_not_meet(job_log: OpenedLog) -> None:
 
 async def test_a_lost_redis_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every method raises RedisUnavailableError, after its time-out, where nobody listens."""
-    monkeypatch.setattr(redis_connection, "COMMAND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(redis_client, "COMMAND_TIMEOUT_S", 0.05)
     client = RedisClient(f"redis://127.0.0.1:{free_port()}/0", name="t")
     log = JobLog(client, Keys())
     try:

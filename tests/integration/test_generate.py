@@ -21,7 +21,7 @@ from deltawire.gateway import Gateway
 from deltawire.keys import LEASE_S, Keys
 from deltawire.log import JobLog
 from deltawire.options import Options
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire_worker import generate as generate_module
 from deltawire_worker.abandonment import Abandonment

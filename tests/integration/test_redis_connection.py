@@ -9,9 +9,10 @@ from typing import Any
 import hiredis
 import pytest
 
-from deltawire import redis_connection
+from deltawire import redis_client, redis_connection
 from deltawire.errors import RedisUnavailableError
-from deltawire.redis_connection import RedisClient, RedisConnection, RedisLink, connect, pack
+from deltawire.redis_client import RedisClient
+from deltawire.redis_connection import RedisConnection, RedisLink, connect, pack
 from deltawire.redis_server import RedisServer, free_port
 
 DEADLINE_S = 10.0
@@ -342,6 +343,13 @@ class Watched:
         self.happened.append("connected")
 
 
+async def connected(link: RedisLink) -> RedisConnection:
+    """The link's connection, as soon as there is one."""
+    await eventually(lambda: _is_true(link.connection is not None))
+    assert link.connection is not None
+    return link.connection
+
+
 @asynccontextmanager
 async def started(watched: Watched) -> AsyncIterator[RedisLink]:
     await asyncio.wait_for(watched.link.start(), DEADLINE_S)
@@ -357,7 +365,7 @@ async def test_a_link_is_ready_when_started_and_gone_when_closed(redis_url: str)
     async with opened(redis_url) as observer:
         async with started(watched) as link:
             assert link.connection is not None
-            assert await link.connected() is link.connection
+            assert await connected(link) is link.connection
             assert watched.happened == ["connected"]
             assert await clients(observer, "link") == 1
         assert link.connection is None
@@ -372,7 +380,7 @@ async def test_a_link_reconnects_after_a_kill(redis_url: str) -> None:
     async with opened(redis_url) as other, started(watched) as link:
         for _ in range(3):
             watched.happened.clear()
-            before = await asyncio.wait_for(link.connected(), DEADLINE_S)
+            before = await asyncio.wait_for(connected(link), DEADLINE_S)
             pending = asyncio.create_task(before.execute("BLPOP", "nothing", 0))
             await asyncio.sleep(0)
             await kill(other, "link")
@@ -380,7 +388,7 @@ async def test_a_link_reconnects_after_a_kill(redis_url: str) -> None:
                 await pending
             await asyncio.wait_for(before.lost, DEADLINE_S)
             await eventually(watched.has_reconnected)
-            after = await asyncio.wait_for(link.connected(), DEADLINE_S)
+            after = await asyncio.wait_for(connected(link), DEADLINE_S)
             assert await after.execute("ECHO", "again") == b"again"
             assert watched.happened == ["lost", "connected"]
 
@@ -394,7 +402,7 @@ async def test_a_link_outlives_a_restart_of_the_server() -> None:
             await eventually(lambda: _is_true(link.connection is None))
             await asyncio.sleep(0.05)
             server.start()
-            connection = await asyncio.wait_for(link.connected(), DEADLINE_S)
+            connection = await asyncio.wait_for(connected(link), DEADLINE_S)
             assert await connection.execute("ECHO", "back") == b"back"
 
 
@@ -407,7 +415,7 @@ async def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
             await eventually(lambda: _is_true(link.connection is None))
             await asyncio.sleep(0.5)  # a few tries: the first pauses are at most 0.1, 0.2 and 0.4 s
             server.start()
-            await asyncio.wait_for(link.connected(), DEADLINE_S)
+            await asyncio.wait_for(connected(link), DEADLINE_S)
     assert caplog.text.count("Redis is not to be reached") == 1
     assert caplog.text.count("Redis is back") == 1
 
@@ -431,7 +439,7 @@ async def test_a_failed_greeting_is_made_again(redis_url: str) -> None:
 
     watched = Watched(redis_url, on_connected=fail)
     async with opened(redis_url) as other, started(watched) as link:
-        before = await link.connected()
+        before = await connected(link)
         await kill(other, "link")
         await asyncio.wait_for(before.lost, DEADLINE_S)
         await eventually(lambda: _is_true(not failures and link.connection is not None))
@@ -472,7 +480,7 @@ async def test_a_link_survives_any_failure_of_its_greeting(redis_url: str, error
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     watched = Watched(redis_url, on_connected=fail)
     async with opened(redis_url) as other, started(watched) as link:
-        before = await link.connected()
+        before = await connected(link)
         await kill(other, "link")
         await asyncio.wait_for(before.lost, DEADLINE_S)
         async with asyncio.timeout(1):
@@ -521,7 +529,7 @@ async def _is_blocked(connection: RedisConnection) -> bool:
 @pytest.mark.parametrize("is_silent", [False, True])
 async def test_a_client_gives_up_in_time(monkeypatch: pytest.MonkeyPatch, *, is_silent: bool) -> None:
     """Nobody listening and nobody answering are the same error, after COMMAND_TIMEOUT_S."""
-    monkeypatch.setattr(redis_connection, "COMMAND_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(redis_client, "COMMAND_TIMEOUT_S", 0.1)
     async with silent_server() as (silent, _, _):
         url = silent if is_silent else f"redis://127.0.0.1:{free_port()}/0"
         async with client_of(url) as client:

@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 from msgspec.structs import replace
 
-from deltawire import redis_connection
+from deltawire import redis_client
 from deltawire.codec import encode_terminal
 from deltawire.keys import Keys
 from deltawire.redis_server import RedisServer, free_port
@@ -441,7 +441,7 @@ def test_a_port_in_use_is_said(redis_server: RedisServer, relay: RelayProcess) -
 
 async def test_redis_away_is_503_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question is answered with redis_unavailable, retryable, while Redis is away; then all is well."""
-    monkeypatch.setattr(redis_connection, "COMMAND_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(redis_client, "COMMAND_TIMEOUT_S", 0.3)
     monkeypatch.setattr(hub_module, "OPEN_TIMEOUT_S", 0.3)
     monkeypatch.setattr(server_module, "UNREADY_AFTER_S", 1.0)
     port = free_port()

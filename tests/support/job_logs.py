@@ -10,7 +10,8 @@ from fakeredis import FakeAsyncRedis
 
 from deltawire.keys import Keys
 from deltawire.log import JobLog
-from deltawire.redis_connection import RedisClient, Reply
+from deltawire.redis_client import RedisClient
+from deltawire.redis_connection import Reply
 from deltawire.scripts import Executor
 
 KINDS: Final = ("fakeredis", "server")

@@ -24,7 +24,7 @@ from deltawire.events import (
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.options import Options
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from tests.support.sample_events import in_progress, line, queued, text_chunk
 
 REQUEST: Final = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -12,7 +12,7 @@ from celery import Celery
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from deltawire.sweeper import Sweeper
 
 from .abandonment import Abandonment

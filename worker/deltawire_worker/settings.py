@@ -2,7 +2,7 @@
 
 import msgspec
 
-from deltawire.environment import DEFAULT_REDIS_URL, REDIS_SCHEMES, Environment
+from deltawire.environment import Environment
 from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
 
 from .flusher import MAX_LOG_BYTES
@@ -29,11 +29,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Environment) -> "Settings":
         """Raises ConfigurationError that says what to set."""
-        redis_url = environment.url("DELTAWIRE_REDIS_URL", DEFAULT_REDIS_URL, schemes=REDIS_SCHEMES)
+        redis_url = environment.redis_url("DELTAWIRE_REDIS_URL")
         base_url = environment.url("DELTAWIRE_UPSTREAM_BASE_URL", schemes=("https", "http")).rstrip("/")
         return cls(
             redis_url=redis_url,
-            broker_url=environment.secret("DELTAWIRE_BROKER_URL") or redis_url,
+            broker_url=environment.broker_url("DELTAWIRE_BROKER_URL", redis_url),
             upstream=Upstream("default", base_url, environment.header_secret("DELTAWIRE_UPSTREAM_API_KEY")),
             key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
             host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
