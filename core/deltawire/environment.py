@@ -87,10 +87,10 @@ class Environment:
         Raises ConfigurationError where that cannot be.
         """
         value = self.secret(name) or url_of_redis
-        if value.startswith(redis_url.CLUSTER_SCHEMES):
+        if value.startswith((*redis_url.CLUSTER_SCHEMES, "rediss+sentinel")):
             raise ConfigurationError(
-                f"{name} must name a broker of its own (a single Redis, sentinels or RabbitMQ), because "
-                "Celery cannot use a Redis Cluster as one"
+                f"{name} must name a broker of its own (a single Redis, redis+sentinel or RabbitMQ), because "
+                "Celery cannot use a Redis Cluster as one, nor sentinels with TLS"
             )
         if value.startswith(redis_url.SENTINEL_SCHEMES):
             return _checked(name, value)

@@ -5,6 +5,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from . import redis_url
+
 JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 CANCEL_TTL_S: Final = 86_400
@@ -40,6 +42,11 @@ class Keys(msgspec.Struct, frozen=True):
     prefix: str = "dw"
     publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH"
     """The command that publishes on a job's channel: a cluster keeps it in the job's slot."""
+
+    @classmethod
+    def at(cls, url: str, prefix: str = "dw") -> "Keys":
+        """Those for the Redis at `url`."""
+        return cls(prefix, "SPUBLISH" if redis_url.parse(url).kind == "cluster" else "PUBLISH")
 
     def job(self, job_id: str) -> JobKeys:
         tag = f"{self.prefix}:{{{job_id}}}"

@@ -1,11 +1,13 @@
 """The Celery side that producers and workers share: names, message format, transport options."""
 
 from typing import Any, Final
+from urllib.parse import unquote
 
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 
+from . import redis_url
 from .errors import WireError
 
 TASK: Final = "deltawire.generate"
@@ -41,6 +43,7 @@ def transport_options(key_prefix: str) -> dict[str, Any]:
 
 def make_app(broker_url: str, *, key_prefix: str) -> Celery:
     """A Celery app that speaks of our task; it is not made the process' current app."""
+    broker_url, options = _as_kombu_says(broker_url)
     app = Celery("deltawire", broker=broker_url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -50,13 +53,29 @@ def make_app(broker_url: str, *, key_prefix: str) -> Celery:
         task_default_queue=QUEUE,
         task_routes={TASK: {"queue": QUEUE}},
         task_ignore_result=True,
-        broker_transport_options=transport_options(key_prefix),
+        broker_transport_options=transport_options(key_prefix) | options,
         broker_connection_timeout=5,
         broker_connection_retry_on_startup=True,
     )
     if broker_url.startswith(("amqp:", "amqps:", "pyamqp:")):
         app.conf.update(rabbitmq_settings())
     return app
+
+
+def _as_kombu_says(broker_url: str) -> tuple[str, dict[str, Any]]:
+    """A broker's URL and further transport options, for forms of ours that kombu does not know."""
+    if broker_url.startswith("unix:"):
+        return f"redis+socket:{broker_url.removeprefix('unix:')}".replace("?db=", "?virtual_host="), {}
+    if not broker_url.startswith(redis_url.SENTINEL_SCHEMES):
+        return broker_url, {}
+    where = redis_url.parse(broker_url)
+    hosts = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in where.hosts)
+    urls = [f"sentinel://{where.credentials}{host}/{where.db}" for host in hosts]
+    options: dict[str, Any] = {"master_name": where.master_name}
+    if where.credentials.startswith(":"):  # as redis_url's: a password is the sentinels', too
+        password = unquote(where.credentials[1:-1])
+        options["sentinel_kwargs"] = {"username": "default", "password": password}
+    return ";".join(urls), options
 
 
 def rabbitmq_settings() -> dict[str, Any]:

@@ -85,7 +85,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
     async with AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-relay")
         stack.push_async_callback(redis.aclose)
-        keys = Keys(settings.key_prefix)
+        keys = Keys.at(settings.redis_url, settings.key_prefix)
         feed = Feed(settings.redis_url, redis, keys.probe(secrets.token_hex(8)))
         await feed.start()
         stack.push_async_callback(feed.close)

@@ -11,7 +11,7 @@ from deltawire.keys import Keys
 from deltawire.log import AppendCode
 from deltawire.options import Options
 from deltawire.record import Record
-from deltawire.redis_connection import RedisConnection, Reply
+from deltawire.redis_connection import RedisConnection, RedisLink, Reply
 from deltawire.scripts import APPEND, REWRITE
 from deltawire_worker.flusher import Flusher, JobWriter
 
@@ -123,8 +123,8 @@ class Bench:
         """As RedisLink does it."""
         self.connection = FakeConnection()
         connection = cast("RedisConnection", self.connection)
-        await self.flusher._connected(connection)
-        self.flusher._link._connection = connection
+        await self.flusher._connected(self._link, connection)
+        self._link._connection = connection
         await settle()
         return self.connection
 
@@ -134,8 +134,12 @@ class Bench:
             call.answer(RedisUnavailableError("lost"))
         self.connection.appends.clear()
         self.connection.rewrites.clear()
-        self.flusher._link._connection = None
-        self.flusher._lost()
+        self._link._connection = None
+
+    @property
+    def _link(self) -> RedisLink:
+        [link] = self.flusher._nodes.links()
+        return link
 
     @property
     def under_way(self) -> Append:

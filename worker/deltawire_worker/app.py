@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Final
 
 from celery import Celery
 
@@ -26,6 +27,12 @@ from .settings import Settings
 from .task import register
 from .upstream import UpstreamClient
 from .visibility import VisibilityRenewal
+
+TRANSPORTS: Final = {
+    **dict.fromkeys(("redis", "rediss", "redis+socket", "unix"), "Transport"),
+    **dict.fromkeys(("redis+sentinel", "sentinel"), "SentinelTransport"),
+}
+"""Our own for brokers by their URLs' schemes, instead of kombu's (see broker_transport)."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +57,8 @@ def create_app(settings: Settings) -> Celery:
         worker_send_task_events=False,
         broker_connection_max_retries=None,
     )
-    if settings.broker_url.startswith(("redis:", "rediss:", "redis+socket:")):
-        app.conf.broker_transport = "deltawire_worker.broker_transport:Transport"
+    if transport := TRANSPORTS.get(settings.broker_url.partition(":")[0]):
+        app.conf.broker_transport = f"deltawire_worker.broker_transport:{transport}"
     # SIGTERM lets running streams finish for this long; Celery's own warm shutdown would wait for ever.
     app.pool_drain_timeout_s = settings.shutdown_grace_s
     app.pool_lifespan = partial(_lifespan, app, settings)
@@ -63,7 +70,7 @@ def create_app(settings: Settings) -> Celery:
 @asynccontextmanager
 async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     """Connects before the worker takes its first message; closes after its last task."""
-    keys = Keys(settings.key_prefix)
+    keys = Keys.at(settings.redis_url, settings.key_prefix)
     owner = secrets.token_hex(8)  # a new one for each start: a restarted worker is somebody else
     runs: dict[str, Run] = {}
     async with AsyncExitStack() as stack:

@@ -2,7 +2,7 @@
 
 At most one append of a job is under way. The first event goes at once; what arrives meanwhile is the next
 batch. So there is no added delay when idle, and batching grows with the load. The appends of all jobs that
-one turn of the loop made leave in one write.
+one turn of the loop made leave in one write for each primary.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from deltawire.keys import ACTIVE_TTL_S, LEASE_S, Keys
 from deltawire.log import AppendCode, append_args, rewrite_args
 from deltawire.record import Record
 from deltawire.redis_connection import RedisConnection, RedisLink, Reply, pack
+from deltawire.redis_nodes import RedisNodes, code_of
 from deltawire.scripts import APPEND, RENEW, REWRITE, Script
 
 MAX_PENDING_BYTES: Final = 4 * MAX_EVENT_BYTES
@@ -53,6 +54,7 @@ class JobWriter:
         on_refused: Callable[[AppendCode], None],
     ) -> None:
         self._flusher = flusher
+        self.key = flusher.keys.job(job_id).meta
         self._job_id = job_id
         self._record = record
         self._owner = owner
@@ -212,9 +214,8 @@ class JobWriter:
         """The reply to the call under way."""
         sent, self._under_way = self._under_way or 0, None
         if isinstance(reply, Exception):
-            if not isinstance(reply, RedisUnavailableError):
-                self._flusher.retry(self, reply)
-            return  # a lost connection: what was under way is sent again on the next one
+            self._flusher.retry(self, reply)
+            return
         code: AppendCode = reply[0].decode()
         if code in {"OK", "CANCELLING"}:
             self._taken(sent, reply[2])
@@ -290,13 +291,13 @@ class Snapshot:
 
 
 class Flusher:
-    """The one connection over which a worker process appends."""
+    """Through which a worker process appends: one connection to each primary of Redis."""
 
     def __init__(self, url: str, keys: Keys, *, max_log_bytes: int = MAX_LOG_BYTES) -> None:
         self.keys = keys
         self.max_log_bytes = max_log_bytes
-        self._link = RedisLink(
-            url, name="deltawire-worker-flusher", on_connected=self._connected, on_lost=self._lost
+        self._nodes = RedisNodes(
+            url, name="deltawire-worker-flusher", on_connected=self._connected, on_moved=self._mark_all
         )
         self._writers: set[JobWriter] = set()
         self._dirty: dict[JobWriter, None] = {}
@@ -304,14 +305,14 @@ class Flusher:
 
     @property
     def is_connected(self) -> bool:
-        return self._link.connection is not None
+        return self._nodes.is_connected
 
     async def start(self) -> None:
         """Raises RedisUnavailableError if Redis is not to be reached."""
-        await self._link.start()
+        await self._nodes.start()
 
     async def close(self) -> None:
-        await self._link.close()
+        await self._nodes.close()
 
     def open(
         self,
@@ -348,28 +349,34 @@ class Flusher:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def retry(self, writer: JobWriter, error: Exception) -> None:
-        """Redis answered an append with an error (out of memory, read-only, loading): later, again."""
-        _log.warning("Redis refuses an append: %s", error)
-        self._bring_scripts(error)
+        """An append was refused (out of memory, loading, a slot that moves) or lost: later, again."""
+        self._saw(writer.key, error)
+        if not isinstance(error, RedisUnavailableError) and code_of(error) != "MOVED":
+            _log.warning("Redis refuses an append: %s", error)
         asyncio.get_running_loop().call_later(RETRY_S, self.mark_if_open, writer)
 
     def renew(self, job_id: str, args: tuple[str | int, ...], on_reply: Callable[[Reply], None]) -> None:
         """Sends renew.lua's call for a job. No connection, no answer: the next renewal will do."""
-        if connection := self._link.connection:
-            keys = self.keys.job(job_id)
+        keys = self.keys.job(job_id)
+        if connection := self._connection(keys.meta):
             command = pack(("EVALSHA", RENEW.sha, 3, keys.meta, keys.log, keys.cancel, *args))
 
             def answered(reply: Reply) -> None:
                 if isinstance(reply, Exception):
-                    self._bring_scripts(reply)
+                    self._saw(keys.meta, reply)
                 else:
                     on_reply(reply)
 
             connection.write(command, (answered,))
 
-    def _bring_scripts(self, error: Exception) -> None:
-        """Redis has forgotten our scripts (SCRIPT FLUSH, a failover): a new connection brings them along."""
-        if str(error).startswith("NOSCRIPT") and (connection := self._link.connection):
+    def _connection(self, key: str) -> RedisConnection | None:
+        link = self._nodes.link(key)
+        return link.connection if link is not None else None
+
+    def _saw(self, key: str, error: Exception) -> None:
+        self._nodes.saw(error)
+        # Redis has forgotten our scripts (SCRIPT FLUSH, a failover): a new connection brings them along.
+        if code_of(error) == "NOSCRIPT" and (connection := self._connection(key)):
             connection.abort()
 
     def mark_if_open(self, writer: JobWriter) -> None:
@@ -378,20 +385,19 @@ class Flusher:
 
     def _flush(self) -> None:
         self._is_scheduled = False
-        connection = self._link.connection
-        if connection is None:
-            return  # `_connected` marks all
         dirty, self._dirty = self._dirty, {}
-        commands: list[bytes] = []
-        callbacks: list[Callable[[Reply], None]] = []
+        batches: dict[RedisConnection, tuple[list[bytes], list[Callable[[Reply], None]]]] = {}
         for writer in dirty:
-            if command := writer.command():
+            connection = self._connection(writer.key)
+            # Where there is none, `_connected` marks the writer again, or a move of its slot.
+            if connection is not None and (command := writer.command()):
+                commands, callbacks = batches.setdefault(connection, ([], []))
                 commands.append(command)
                 callbacks.append(writer.answered)
-        if commands:
+        for connection, (commands, callbacks) in batches.items():
             connection.write(b"".join(commands), callbacks)
 
-    async def _connected(self, connection: RedisConnection) -> None:
+    async def _connected(self, _: RedisLink, connection: RedisConnection) -> None:
         for script in (APPEND, REWRITE, RENEW):
             await _load(connection, script)
         asyncio.get_running_loop().call_soon(self._mark_all)
@@ -401,10 +407,6 @@ class Flusher:
         for writer in self._writers:
             writer.watched_at = max(writer.watched_at, settled_at)
             self.mark(writer)
-
-    def _lost(self) -> None:
-        # Every append under way has had its callback by now; `_connected` sends them again.
-        self._dirty.clear()
 
 
 async def _load(connection: RedisConnection, script: Script) -> Any:  # the digest
