@@ -11,6 +11,7 @@ from deltawire.redis_server import RedisServer
 from tests.chaos.table import print_table
 from tests.support.job_logs import KINDS, OpenedLog, open_job_log
 from tests.support.rabbitmq import RabbitMQ
+from tests.support.redis_servers import ClusterServers, SentinelServers
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("deltawire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -39,11 +40,34 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
+@pytest.fixture(scope="session")
+def sentinel_servers() -> Iterator[SentinelServers]:
+    """A primary with a replica and a sentinel; whoever makes it fail over uses servers of its own."""
+    with SentinelServers() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def cluster_servers() -> Iterator[ClusterServers]:
+    """Three primaries; whoever ends one of them uses servers of its own."""
+    with ClusterServers() as servers:
+        yield servers
+
+
 @pytest.fixture(params=KINDS)
 async def job_log(request: pytest.FixtureRequest) -> AsyncIterator[OpenedLog]:
-    """A job log on fakeredis, then on the real server. Tests of both state what a log promises."""
-    url = "" if request.param == "fakeredis" else request.getfixturevalue("redis_url")
-    async with open_job_log(request.param, url) as log:
+    """A job log on fakeredis, on a server, behind sentinels, on a cluster. Tests state what a log promises.
+
+    On a cluster the client beside it is that of the node which has the log of the job called `job`.
+    """
+    url, nodes = "", []
+    if request.param == "server":
+        url = request.getfixturevalue("redis_url")
+    elif request.param != "fakeredis":
+        servers = request.getfixturevalue(f"{request.param}_servers")
+        servers.flush()
+        url, nodes = servers.url, servers.primary_urls("dw:{job}:log")
+    async with open_job_log(request.param, url, nodes) as log:
         yield log
 
 

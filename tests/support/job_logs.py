@@ -1,8 +1,8 @@
 """Opens a JobLog on each kind of Redis that the contract tests run on."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final, cast
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, cast
 
 import hiredis
 import redis.asyncio
@@ -14,7 +14,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_connection import Reply
 from deltawire.scripts import Executor
 
-KINDS: Final = ("fakeredis", "server")
+KINDS: Final = ("fakeredis", "server", "sentinel", "cluster")
 
 
 class FakeExecutor:
@@ -36,15 +36,22 @@ class FakeExecutor:
 class OpenedLog(JobLog):
     """A JobLog, and a redis-py client beside it that does what other programs may do."""
 
-    def __init__(self, executor: Executor, client: redis.asyncio.Redis, keys: Keys) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        client: redis.asyncio.Redis,
+        keys: Keys,
+        other_nodes: Sequence[redis.asyncio.Redis] = (),
+    ) -> None:
         super().__init__(executor, keys)
         self.executor = executor
         self.client = client
+        self.nodes = (client, *other_nodes)
 
 
 @asynccontextmanager
-async def open_job_log(kind: str, url: str) -> AsyncIterator[OpenedLog]:
-    """A JobLog on an empty fakeredis of its own, or on the server at `url`."""
+async def open_job_log(kind: str, url: str, nodes: Sequence[str] = ()) -> AsyncIterator[OpenedLog]:
+    """A JobLog on an empty fakeredis of its own, or at `url`; the client beside it is the first node's."""
     if kind == "fakeredis":
         async with FakeAsyncRedis() as client:
             yield OpenedLog(
@@ -53,13 +60,31 @@ async def open_job_log(kind: str, url: str) -> AsyncIterator[OpenedLog]:
         return
     executor = RedisClient(url, name="deltawire-tests")
     try:
-        async with redis.asyncio.Redis.from_url(url) as client:
-            yield OpenedLog(executor, client, Keys())
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(redis.asyncio.Redis.from_url(node)) for node in nodes or [url]
+            ]
+            yield OpenedLog(executor, clients[0], Keys.at(url), clients[1:])
     finally:
         await executor.aclose()
 
 
 async def ttls(log: OpenedLog, pattern: str = "*") -> dict[str, int]:
-    """The keys on the server, and their times to live in seconds (-1: none)."""
-    keys = cast("list[bytes]", await log.client.keys(pattern))  # redis-py types both ways of decoding
-    return {key.decode(): int(await log.client.ttl(key)) for key in keys}
+    """The keys on all nodes, and their times to live in seconds (-1: none)."""
+    remaining: dict[str, int] = {}
+    for node in log.nodes:
+        keys = cast("list[bytes]", await node.keys(pattern))  # redis-py types both ways of decoding
+        remaining |= {key.decode(): int(await node.ttl(key)) for key in keys}
+    return remaining
+
+
+@asynccontextmanager
+async def listening(log: OpenedLog, channel: str) -> AsyncIterator[Any]:  # redis-py types PubSub loosely
+    """A subscription to a job's channel, from its acknowledgement to that of its end."""
+    async with log.client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        is_sharded = log.keys.publish == "SPUBLISH"
+        await (pubsub.ssubscribe(channel) if is_sharded else pubsub.subscribe(channel))
+        await pubsub.get_message(timeout=5)
+        yield pubsub
+        await (pubsub.sunsubscribe(channel) if is_sharded else pubsub.unsubscribe(channel))
+        await pubsub.get_message(timeout=5)

@@ -136,6 +136,13 @@ class SentinelServers(_Servers):
     def primary_pid(self) -> int:
         return self.primary.pid
 
+    def primary_urls(self, _: str) -> list[str]:
+        """The primary's, whatever the key."""
+        return [self.url_of(self.primary)]
+
+    def flush(self) -> None:
+        self.execute(self.primary, "FLUSHALL")
+
     @property
     def replica(self) -> RedisServer:
         primary = self.primary
@@ -201,6 +208,10 @@ class ClusterServers(_Servers):
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
         return f"redis+cluster://{self._credentials}{hosts}"
 
+    def flush(self) -> None:
+        for node in self.nodes[:3]:
+            self.execute(node, "FLUSHALL")
+
     def node_of(self, key: str) -> RedisServer:
         """The primary that has the key's slot, as the nodes that answer see it."""
         slot = slot_of(key)
@@ -210,6 +221,11 @@ class ClusterServers(_Servers):
                     if first <= slot <= last:
                         return next(node for node in self.nodes if node.port == port)
         raise LookupError(key)
+
+    def primary_urls(self, key: str) -> list[str]:
+        """All primaries', first that of the key's."""
+        its = self.node_of(key)
+        return [self.url_of(node) for node in sorted(self.nodes[:3], key=lambda node: node is not its)]
 
     @property
     def primary_pid(self) -> int:
