@@ -1,0 +1,28 @@
+"""The whole of deltawire on Redis servers that fail over: behind sentinels, and as a cluster."""
+
+import asyncio
+
+from tests.support.redis_servers import SentinelServers
+from tests.support.system import System, check_whole, request, submit, text_of, watch
+
+FAILOVER_S = 60.0
+
+
+async def test_streams_outlive_a_failover_of_the_sentinels() -> None:
+    """Broker and data are lost together: running jobs end whole, queued and later ones are taken."""
+    with SentinelServers(sentinels=3, password="p w/%") as servers, System(redis_url=servers.url) as system:
+        jobs = [await submit(system, request(f"job {n}", deltas=160, rate=20)) for n in range(10)]
+        await asyncio.gather(
+            *(watch(system, job, until=lambda event: event["sequence_number"] >= 5) for job in jobs)
+        )
+        readers = [asyncio.create_task(watch(system, job, timeout_s=FAILOVER_S)) for job in jobs]
+        lost = servers.primary
+        servers.kill(lost)
+        await asyncio.to_thread(servers.wait_for_failover, lost)
+        for events in await asyncio.gather(*readers):
+            assert check_whole(events)["type"] == "completed", events[-1]
+            assert check_whole(events)["completion"]["choices"][0]["message"]["content"] == text_of(events)
+        late = await submit(system, request("later"))
+        assert check_whole(await watch(system, late, timeout_s=FAILOVER_S))["type"] == "completed"
+        [worker] = system.workers
+        assert worker.process.poll() is None, worker.log
