@@ -74,15 +74,19 @@ class RedisConnection(asyncio.Protocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Drops a connection that owes a reply and says nothing: TCP alone would believe in it for long."""
+        """Drops a connection that owes a reply and says nothing: TCP alone would believe in it for long.
+
+        One that is idle is asked something: who only listens, listens to a dead host for ever else.
+        """
         silent_s = self._loop.time() - self._heard_at
-        if not self._callbacks:
-            silent_s = 0.0
         if silent_s >= REPLY_TIMEOUT_S:
-            _log.warning("Redis owes a reply for %.0f s; reconnecting", silent_s)
-            self.abort()
-        else:
-            self._timer = self._loop.call_later(REPLY_TIMEOUT_S - silent_s, self._watch)
+            if self._callbacks:
+                _log.warning("Redis owes a reply for %.0f s; reconnecting", silent_s)
+                self.abort()
+                return
+            self.write(_PING, (_ignore_reply,))
+            silent_s = 0.0
+        self._timer = self._loop.call_later(REPLY_TIMEOUT_S - silent_s, self._watch)
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -168,6 +172,9 @@ class RedisConnection(asyncio.Protocol):
         """Drops the connection at once."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _ignore_reply(_: Reply) -> None: ...
 
 
 def _ignore_push(_: list[Any]) -> None: ...

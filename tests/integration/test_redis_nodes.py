@@ -200,8 +200,10 @@ async def test_commands_go_on_after_a_failover(how: str, monkeypatch: pytest.Mon
             assert servers.execute(servers.primary, "DBSIZE") == 20
 
 
-async def test_a_subscriber_hears_again_after_a_failover() -> None:
-    """A link's on_connected runs on the new primary, so what it subscribes to is heard again."""
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_a_subscriber_hears_again_after_a_failover(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link's on_connected runs on the new primary, even if the old one just falls silent."""
+    monkeypatch.setattr(redis_connection, "REPLY_TIMEOUT_S", 2.0)
     heard: list[bytes] = []
 
     async def subscribe(connection: RedisConnection) -> None:
@@ -221,7 +223,7 @@ async def test_a_subscriber_hears_again_after_a_failover() -> None:
                 await client.execute("PUBLISH", "c", "before")
                 await eventually(lambda: heard == [b"before"])
                 lost = servers.primary
-                servers.kill(lost)
+                (servers.kill if how == "killed" else servers.pause)(lost)
                 await asyncio.to_thread(servers.wait_for_failover, lost)
                 async with asyncio.timeout(DEADLINE_S):
                     while not await client.execute("PUBLISH", "c", "after"):  # noqa: ASYNC110 - to whom it goes
