@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import kombu.pools
 import pytest
@@ -14,13 +15,18 @@ from deltawire.errors import WireError
 from deltawire.queue import QUEUE, TASK, TaskSender, make_app
 from deltawire.redis_server import RedisServer, free_port
 from tests.support.rabbitmq import RabbitMQ
+from tests.support.redis_servers import SentinelServers, eventually
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", "sentinel", "rabbitmq"])
 def broker_url(request: pytest.FixtureRequest) -> str:
     """A broker without our queue."""
     if request.param == "redis":
         return str(request.getfixturevalue("redis_url"))
+    if request.param == "sentinel":
+        servers: SentinelServers = request.getfixturevalue("sentinel_servers")
+        servers.flush()
+        return servers.url
     broker: RabbitMQ = request.getfixturevalue("rabbitmq")
     # Connections remember what they have declared.
     kombu.pools.reset()  # type: ignore[no-untyped-call] # kombu has few types
@@ -109,6 +115,41 @@ def test_a_broker_that_is_away_is_said(scheme: str) -> None:
             with pytest.raises(WireError) as caught:
                 operation()
             assert caught.value.code == "queue_unavailable"
+
+
+def test_a_unix_socket_is_a_broker(tmp_path: Path) -> None:
+    """By the URL that the data has it by; kombu has another one."""
+    path = tmp_path / "redis.sock"
+    with (
+        RedisServer(options={"unixsocket": str(path)}),
+        make_app(f"unix://{path}?db=3", key_prefix="dw") as app,
+        redis.Redis.from_url(f"unix://{path}?db=3") as client,
+    ):
+        TaskSender(app).send("a")
+        assert client.llen(QUEUE) == 1
+
+
+def test_sentinels_with_a_password_lead_to_the_broker() -> None:
+    """Whatever it is made of; the sentinels, which have none, take it; after a failover, too."""
+    with (
+        SentinelServers(sentinels=1, password="p w/@:%#ü") as servers,
+        make_app(servers.url.replace("@", f"@127.0.0.1:{free_port()},"), key_prefix="dw") as app,
+    ):
+        sender = TaskSender(app)
+        sender.send("a")
+        lost = servers.primary
+        servers.fail_over()
+        servers.wait_for_failover(lost)
+        eventually(lambda: sends(sender), "the new primary takes messages")
+        assert sender.depth() == 2
+
+
+def sends(sender: TaskSender) -> bool:
+    try:
+        sender.send("b")
+    except WireError:
+        return False
+    return True
 
 
 def test_a_redis_that_was_restarted_is_asked_again() -> None:

@@ -186,11 +186,13 @@ class SentinelServers(_Servers):
         execute(self.sentinels[0].port, "SENTINEL", "FAILOVER", MASTER)
 
     def wait_for_failover(self, lost: RedisServer) -> None:
-        """Until every sentinel names another primary than `lost`."""
+        """Until every sentinel names another primary than `lost`, which knows it, if it is there."""
         eventually(
             lambda: all(self._named_by(sentinel) != lost.port for sentinel in self.sentinels),
             "the sentinels name the replica",
         )
+        if lost.is_running and lost.pid not in self._paused:
+            eventually(lambda: self.execute(lost, "ROLE")[0] != b"master", "the primary gives way")
 
 
 class ClusterServers(_Servers):

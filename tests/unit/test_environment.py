@@ -34,6 +34,9 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
         (lambda e: e.url("X", schemes=("http",)), {}),
         (lambda e: e.url("X", schemes=("http",)), {"X": "ftp://x"}),
         (lambda e: e.url("X", schemes=("http",)), {"X": "http://x:port"}),
+        (lambda e: e.redis_url("X"), {"X": "http://x"}),
+        (lambda e: e.redis_url("X"), {"X": "redis+sentinel://x"}),
+        (lambda e: e.redis_url("X"), {"X": "redis+cluster://x/1"}),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_variable(call: object, variables: dict[str, str]) -> None:
@@ -41,6 +44,20 @@ def test_a_wrong_value_is_an_error_that_names_its_variable(call: object, variabl
     assert callable(call)
     with pytest.raises(ConfigurationError, match="X"):
         call(Environment(variables))
+
+
+def test_the_broker_is_where_redis_is_unless_set() -> None:
+    """Sentinels can be one; a cluster cannot, nor sentinels with TLS, and the error says what to set."""
+    sentinel, cluster = "redis+sentinel://:hunter2@a:1/m", "redis+cluster://:hunter2@a:1"
+    assert Environment({}).broker_url("X", sentinel) == sentinel
+    assert Environment({"X": "amqp://b"}).broker_url("X", cluster) == "amqp://b"
+    assert Environment({"X": sentinel}).broker_url("X", cluster) == sentinel
+    for variables, url in (({}, cluster), ({}, "rediss+sentinel://a/m"), ({"X": cluster}, "redis://h")):
+        with pytest.raises(ConfigurationError, match=r"^X must name a broker of its own") as caught:
+            Environment(variables).broker_url("X", url)
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"^X must end in /master_name"):
+        Environment({"X": "redis+sentinel://a:1"}).broker_url("X", cluster)
 
 
 def test_words_are_separated_by_commas() -> None:

@@ -21,6 +21,14 @@ def test_a_gateway_is_all_that_must_be_set() -> None:
     assert (made.concurrency, made.worker_port, made.key_prefix, made.host) == (1000, 8081, "dw", "127.0.0.1")
 
 
+def test_a_cluster_needs_a_broker_beside_it() -> None:
+    """Celery cannot use one; sentinels it can."""
+    sentinel = "redis+sentinel://a:1,b:2/m"
+    assert settings(DELTAWIRE_REDIS_URL=sentinel).broker_url == sentinel
+    with pytest.raises(ConfigurationError, match="DELTAWIRE_BROKER_URL"):
+        settings(DELTAWIRE_REDIS_URL="redis+cluster://a:1")
+
+
 def test_every_variable_arrives() -> None:
     """Each under its documented name."""
     made = settings(
