@@ -68,10 +68,17 @@ class RedisClient:
 
 
 def _key_of(args: tuple[str | bytes | float, ...]) -> str | bytes | None:
-    """A command's first key: behind a script and the number of its keys, else behind the command's name.
-
-    Where there is none, whatever stands there will do: the command may go to any primary.
+    """A command's first key. Where there is none, whatever stands in its place will do; but what is published
+    to all nodes must not wait for one of them.
     """
-    position = 3 if args[0] in {"EVAL", "EVALSHA"} else 1
+    match args[0]:
+        case "PUBLISH":
+            return None
+        case "EVAL" | "EVALSHA":
+            position = 3  # behind the script and the number of its keys
+        case "XREAD":
+            position = args.index("STREAMS") + 1
+        case _:
+            position = 1
     key = args[position] if position < len(args) else None
     return key if isinstance(key, str | bytes) else None

@@ -219,7 +219,7 @@ class RedisNodes:
             self._is_stale.clear()
             try:
                 await self._refresh()
-            except RedisUnavailableError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits is to be served later
                 self._is_stale.set()
                 if tries == 0:
                     _log.warning("The Redis Cluster hides its slots (%s): %s", self._name, error)

@@ -244,6 +244,10 @@ async def test_every_key_goes_to_its_primary(cluster: ClusterServers) -> None:
         assert await asyncio.gather(*(client.execute("EVAL", script, 1, key) for key in KEYS)) == [b"x"] * 60
         assert await client.execute("PING") == b"PONG"
         await asyncio.gather(*(client.execute("DEL", key) for key in KEYS))
+        await asyncio.gather(*(client.execute("XADD", key, "*", "e", key) for key in KEYS))
+        reads = await asyncio.gather(*(client.execute("XREAD", "STREAMS", key, "0") for key in KEYS))
+        assert [list(read) for read in reads] == [[key.encode()] for key in KEYS]
+        await asyncio.gather(*(client.execute("DEL", key) for key in KEYS))
 
 
 async def test_slots_are_redis_own(cluster: ClusterServers) -> None:
@@ -366,6 +370,7 @@ async def test_a_node_without_a_replica_takes_only_its_slots_along(monkeypatch: 
                 assert {type(reply) for reply in replies} == {RedisUnavailableError}
                 monkeypatch.setattr(redis_client, "COMMAND_TIMEOUT_S", DEADLINE_S)
                 assert set(await asyncio.gather(*(client.execute("GET", key) for key in others))) == {b"x"}
+                await asyncio.gather(*(client.execute("PUBLISH", key, "x") for key in theirs))
             async with client_of(servers.url) as late:
                 assert await late.execute("GET", others[0]) == b"x"
             lost.start()
