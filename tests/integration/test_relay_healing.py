@@ -17,7 +17,7 @@ import redis.asyncio
 from deltawire.codec import encode_snapshot
 from deltawire.fold import LogFold
 from deltawire.options import Options
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire_relay import feed as feed_module
 from deltawire_relay import health as health_module

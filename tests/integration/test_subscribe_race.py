@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import redis.asyncio
 
-from deltawire.redis_connection import RedisClient, RedisConnection
+from deltawire.redis_client import RedisClient
+from deltawire.redis_connection import RedisConnection
 from deltawire.redis_server import RedisServer
 from deltawire_relay.feed import Feed
 from deltawire_relay.hubs import Hubs
