@@ -43,6 +43,11 @@ class Keys(msgspec.Struct, frozen=True):
     publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH"
     """The command that publishes on a job's channel: a cluster keeps it in the job's slot."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether they lie on a cluster, where no command may have keys of two jobs."""
+        return self.publish == "SPUBLISH"
+
     @classmethod
     def at(cls, url: str, prefix: str = "dw") -> "Keys":
         """Those for the Redis at `url`."""

@@ -352,10 +352,18 @@ class JobLog:
     async def news(self, tops: Mapping[str, int]) -> dict[str, list[bytes]]:
         """The next lines of those logs that go beyond the number given, by job; at most NEWS_LINES of each.
 
-        One call for all, so a few hundred jobs at a time.
+        One call for all (on a cluster one for each), so a few hundred jobs at a time.
         """
         if not tops:
             return {}
+        if self.keys.is_sharded and len(tops) > 1:
+            asked = (self.news({job_id: top}) for job_id, top in tops.items())
+            news: dict[str, list[bytes]] = {}
+            for answer in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                news |= answer
+            return news
         jobs = {self.keys.job(job_id).log.encode(): job_id for job_id in tops}
         after = [f"{top}-0" for top in tops.values()]
         reply = await self.scripts.execute("XREAD", "COUNT", NEWS_LINES, "STREAMS", *jobs, *after)

@@ -706,7 +706,7 @@ async def test_news_of_many_logs_at_once(job_log: OpenedLog) -> None:
     for job_id, last in (("a", 3), ("b", NEWS_LINES + 5), ("c", 3)):
         log = job_log.keys.job(job_id).log
         for number in range(1, last + 1):
-            await job_log.client.xadd(log, {"e": f"{job_id}{number}"}, id=f"{number}-0")
+            await job_log.executor.execute("XADD", log, f"{number}-0", "e", f"{job_id}{number}")
     news = await job_log.news({"a": 1, "b": 2, "c": 3, "none": 0})
     assert news == {"a": [b"a2", b"a3"], "b": [b"b%d" % number for number in range(3, NEWS_LINES + 3)]}
     assert await job_log.news({"c": 3}) == {}

@@ -157,7 +157,7 @@ class _Deaf:
 
 async def at_the_moment_of_loss(feed: Feed, act: Callable[[], None]) -> None:
     """Calls `act` after the connection has been lost, before any task hears of it."""
-    connection = feed._link.connection
+    connection = feed._nodes.links()[0].connection
     assert connection is not None
     loop = asyncio.get_running_loop()
     done = loop.create_future()
@@ -189,16 +189,16 @@ async def feed(redis_server: RedisServer) -> AsyncIterator[Feed]:
 async def test_a_subscription_at_the_moment_of_loss_lets_the_loop_run(feed: Feed) -> None:
     """It waits for the next connection like every other (§4.4)."""
     turns = 0
-    wait_for_link = feed._link.connected
+    wait_for_link = feed._nodes.connected
 
-    async def count() -> RedisConnection:
+    async def count(key: str | bytes | None) -> RedisConnection:
         nonlocal turns
         turns += 1
         assert turns < 1_000, "it never yields"
-        return await wait_for_link()
+        return await wait_for_link(key)
 
-    feed._link.connected = count  # type: ignore[method-assign] # to end what would never end
-    connection = feed._link.connection
+    feed._nodes.connected = count  # type: ignore[method-assign] # to end what would never end
+    connection = feed._nodes.links()[0].connection
     assert connection is not None
     connection.abort()  # its connection_lost runs in the next step of the loop, this task right after it
     subscribing = asyncio.create_task(feed.subscribe("dw:{a}:events", _Deaf()))

@@ -82,7 +82,7 @@ async def ttls(log: OpenedLog, pattern: str = "*") -> dict[str, int]:
 async def listening(log: OpenedLog, channel: str) -> AsyncIterator[Any]:  # redis-py types PubSub loosely
     """A subscription to a job's channel, from its acknowledgement to that of its end."""
     async with log.client.pubsub(ignore_subscribe_messages=True) as pubsub:
-        is_sharded = log.keys.publish == "SPUBLISH"
+        is_sharded = log.keys.is_sharded
         await (pubsub.ssubscribe(channel) if is_sharded else pubsub.subscribe(channel))
         await pubsub.get_message(timeout=5)
         yield pubsub

@@ -13,12 +13,12 @@ from unittest import mock
 import hiredis
 import pytest
 
+from deltawire import redis_nodes
 from deltawire.errors import RedisUnavailableError
-from deltawire_relay import feed as feed_module
 from deltawire_relay.feed import PROBE_INTERVAL_S, PROBE_PATIENCE, PROBE_TIMEOUT_S, SUBSCRIBE_NAMES, Feed
 from tests.support.virtual_time import virtual_time
 
-PROBE = b"dw:probe:me"
+PROBE = b"dw:probe:me:0"
 RECONNECT_S = 0.1
 LATENCY_S = 0.001
 FOUND_S = PROBE_INTERVAL_S + PROBE_TIMEOUT_S + 0.1
@@ -161,8 +161,8 @@ class Listening:
 @asynccontextmanager
 async def feed_on(redis: FakePubSub) -> AsyncIterator[Feed]:
     link = type("Link", (FakeLink,), {"redis": redis})
-    with mock.patch.object(feed_module, "RedisLink", link):
-        feed = Feed("redis://", redis, PROBE.decode())
+    with mock.patch.object(redis_nodes, "RedisLink", link):
+        feed = Feed("redis://", redis, "dw:probe:me")
     await feed.start()
     try:
         await asyncio.sleep(0.1)
