@@ -14,15 +14,16 @@ class Cursor:
     def __init__(self, position: int = 0) -> None:
         self.position = position
 
-    def accept(self, sequence_number: int) -> bool:
+    def accept(self, sequence_number: int, first: int | None = None) -> bool:
         """Whether this event is the next one (True, and the cursor moves) or already known (False).
 
-        Raises GapError where events are missing before it; the cursor stays.
+        An event that stands for several begins at `first`. Raises GapError where events are missing before
+        it, or where it holds some that are known and some that are not; the cursor stays.
         """
         if sequence_number <= self.position:
             return False
-        if sequence_number != self.position + 1:
-            raise GapError(self.position + 1, sequence_number)
+        if (first or sequence_number) != self.position + 1:
+            raise GapError(self.position + 1, first or sequence_number)
         self.position = sequence_number
         return True
 

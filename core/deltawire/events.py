@@ -36,8 +36,12 @@ class InProgress(_Event, frozen=True, kw_only=True, tag="in_progress"):
 
 
 class Delta(_Event, frozen=True, kw_only=True, tag="delta"):
-    """One upstream `chat.completion.chunk`, unknown fields intact."""
+    """One upstream `chat.completion.chunk`, unknown fields intact.
 
+    A relay may give several as one (`merge`): those from `first_sequence_number` to `sequence_number`.
+    """
+
+    first_sequence_number: int | msgspec.UnsetType = msgspec.UNSET
     chunk: msgspec.Raw
 
 

@@ -22,6 +22,7 @@ class Subscribe(_Message, frozen=True, kw_only=True, tag="subscribe"):
     job_id: str
     starting_after: int = 0
     mode: Literal["replay", "snapshot"] = "replay"
+    merge: bool = False
 
 
 class Unsubscribe(_Message, frozen=True, kw_only=True, tag="unsubscribe"):

@@ -20,7 +20,7 @@ def one_job(path: str) -> str | None:
 
 
 def subscription(job_id: str, query: str) -> Subscribe:
-    """What /v1/jobs/{id}/ws?starting_after=&mode= asks for. Raises WireError."""
+    """What ?starting_after=&mode=&merge= of a one-job path asks for. Raises WireError."""
     fields: dict[str, Any] = {name: values[-1] for name, values in parse_qs(query).items()}
     try:
         return msgspec.convert({**fields, "type": "subscribe", "job_id": job_id}, Subscribe, strict=False)

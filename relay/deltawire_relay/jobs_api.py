@@ -21,6 +21,7 @@ from .event_stream import HEADERS as EVENT_STREAM_HEADERS
 from .event_stream import EventStream, EventStreamResponse
 from .health import Health
 from .hubs import Hubs
+from .inbound import subscription
 from .jobs import Jobs, check_job_id
 from .settings import Settings
 from .subscriber import Subscriber
@@ -116,14 +117,12 @@ class JobsApi:
         principal.require("read")
         job_id = check_job_id(request.path_params["job_id"])
         position = _position(request)
-        mode = request.query_params.get("mode", "replay")
-        if mode not in {"replay", "snapshot"}:
-            raise WireError("invalid_request", "mode is replay or snapshot", param="mode")
+        asked = subscription(job_id, request.url.query)
         if request.method == "HEAD":
             return Response(headers=EVENT_STREAM_HEADERS)
         hub, release = await self._hubs.acquire(job_id)
         stream = EventStream()
-        subscriber = Subscriber(hub, stream, tenant=principal.tenant, position=position)
+        subscriber = Subscriber(hub, stream, tenant=principal.tenant, position=position, merge=asked.merge)
         try:
             if position and subscriber.has_ended and position <= hub.tail.top:
                 release()
@@ -136,7 +135,7 @@ class JobsApi:
                 release()
 
             response = EventStreamResponse(stream, subscriber, release=close)
-            await subscriber.open(mode=mode)
+            await subscriber.open(mode=asked.mode)
         except BaseException:
             self.event_streams.discard(stream)
             subscriber.close()
@@ -180,7 +179,7 @@ def _websocket_url(url: str) -> str:
 
 async def _json_object(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
     """The body. Raises WireError for another media type (a form on another site, say), size or shape."""
-    body = b""
+    body = bytearray()
     if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
         raise WireError("request_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
     async for piece in request.stream():

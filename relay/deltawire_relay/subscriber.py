@@ -9,7 +9,7 @@ from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.log import FIRST_PAGE_EVENTS, next_page_events
 from deltawire.messages import Snapshot, Subscribed
 
-from .tail import Batch
+from .tail import Batch, merged_batches
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -42,13 +42,16 @@ class Subscriber:
     reconnecting readers differ in their position only.
     """
 
-    def __init__(self, hub: "Hub", sink: Sink, *, tenant: str | None, position: int = 0) -> None:
+    def __init__(
+        self, hub: "Hub", sink: Sink, *, tenant: str | None, position: int = 0, merge: bool = False
+    ) -> None:
         self.hub = hub
         self.position = position
         self.is_open = False
         self.attached_at = asyncio.get_running_loop().time()
         self._sink = sink
         self._tenant = tenant
+        self._merge = merge
         self._reading: asyncio.Task[None] | None = None
         self._is_closed = False
         self._page_events = FIRST_PAGE_EVENTS
@@ -141,7 +144,7 @@ class Subscriber:
             self._read(self._heal)
             return
         while self.position < tail.top and self._sink.is_writable:
-            batch = tail.after(self.position)
+            batch = (tail.merged_after if self._merge else tail.after)(self.position)
             if batch is None:
                 self._read(self._read_log)
                 return
@@ -189,6 +192,6 @@ class Subscriber:
                 await self._jump(beyond=self.position)
                 return
             self._page_events = min(PAGE_EVENTS, next_page_events(page.lines))
-            for batch in page.batches:
+            for batch in merged_batches(self.position, page.lines) if self._merge else page.batches:
                 if self._sink.is_writable:
                     self._write(batch)

@@ -1,16 +1,19 @@
 """The recent events of one job, and batches of them ready to write. Pure: no I/O, no clock."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 from deltawire.codec import sequence_number_of
 from deltawire.errors import GapError
 
 from .frames import event_stream_message, text_frame
+from .merge import merge
 
 TAIL_BYTES = 262_144
-BATCH_BYTES = 65_536
+# With what a connection may hold besides (`flow.py`) this is what a slow subscriber costs.
+BATCH_BYTES = 16_384
+MERGED_BYTES = BATCH_BYTES // 2
 
 
 class Batch:
@@ -35,7 +38,35 @@ class Batch:
         )
 
 
-def batches(after: int, lines: Sequence[bytes]) -> Iterable[Batch]:
+class MergedBatch(Batch):
+    """As Batch, with lines that stand for one event or more each."""
+
+    def __init__(self, after: int, lines: Sequence[bytes], *, is_full: bool = False) -> None:
+        super().__init__(after, lines, is_full=is_full)
+        self.through = sequence_number_of(lines[-1])
+
+    @cached_property
+    def event_stream(self) -> bytes:
+        """One server-sent event for each line, with its last number as `id`."""
+        return b"".join([event_stream_message(line, sequence_number_of(line)) for line in self.lines])
+
+
+def merged_batches(after: int, lines: Iterable[bytes]) -> Iterator[Batch]:
+    """`lines`, which follow `after`, merged and cut into batches of about BATCH_BYTES; lazy."""
+    merged: list[bytes] = []
+    size = 0
+    for line in merge(lines, max_bytes=MERGED_BYTES):
+        merged.append(line)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            batch = MergedBatch(after, merged, is_full=True)
+            yield batch
+            merged, size, after = [], 0, batch.through
+    if merged:
+        yield MergedBatch(after, merged)
+
+
+def batches(after: int, lines: Sequence[bytes]) -> Iterator[Batch]:
     """`lines`, which follow `after`, cut into batches of about BATCH_BYTES."""
     start = size = 0
     for index, line in enumerate(lines):
@@ -56,6 +87,7 @@ class Tail:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._last: Batch | None = None
+        self._last_merged: Batch | None = None
 
     @property
     def top(self) -> int:
@@ -91,13 +123,29 @@ class Tail:
         if position < self.base:
             return None
         last = self._last
-        if last is None or last.after != position or not (last.is_full or last.through == self.top):
+        if last is None or not self._is_current(last, position):
             lines: list[bytes] = []
             size = 0
-            for index in range(position - self.base, len(self._lines)):
-                lines.append(self._lines[index])
-                size += len(lines[-1])
+            for line in self._lines_after(position):
+                lines.append(line)
+                size += len(line)
                 if size >= BATCH_BYTES:
                     break
             last = self._last = Batch(position, lines, is_full=size >= BATCH_BYTES)
         return last
+
+    def merged_after(self, position: int) -> Batch | None:
+        """As `after`, for subscribers that asked for merged deltas."""
+        if position < self.base:
+            return None
+        last = self._last_merged
+        if last is None or not self._is_current(last, position):
+            last = self._last_merged = next(merged_batches(position, self._lines_after(position)))
+        return last
+
+    def _is_current(self, batch: Batch, position: int) -> bool:
+        return batch.after == position and (batch.is_full or batch.through == self.top)
+
+    def _lines_after(self, position: int) -> Iterator[bytes]:
+        for index in range(position - self.base, len(self._lines)):
+            yield self._lines[index]

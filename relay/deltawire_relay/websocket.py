@@ -294,7 +294,13 @@ class Connection(ServerConnection):
                 "already_subscribed", f"this socket has subscribed to {job_id} already", param="job_id"
             )
         hub, release = await self._door.hubs.acquire(job_id)
-        subscriber = Subscriber(hub, self, tenant=self._principal.tenant, position=message.starting_after)
+        subscriber = Subscriber(
+            hub,
+            self,
+            tenant=self._principal.tenant,
+            position=message.starting_after,
+            merge=message.merge,
+        )
         self._subscriptions[job_id] = subscriber, release
         hub.subscribers.add(subscriber)
         if self._one_job is None:

@@ -86,9 +86,12 @@ class AsyncClient:
         answer = await self._call("POST", f"/v1/jobs/{job_id}/cancel", {"reason": reason})
         return msgspec.convert({"type": "cancel_result", "job_id": job_id, **answer}, CancelResult)
 
-    async def events(self, job_id: str, *, starting_after: int = 0) -> AsyncGenerator[Event | Snapshot]:
+    async def events(
+        self, job_id: str, *, starting_after: int = 0, merge: bool = False
+    ) -> AsyncGenerator[Event | Snapshot]:
         """Every event after `starting_after`, once and in order, to the terminal one.
 
+        With `merge`, text deltas that wait for a slow reader come as one Delta (PROTOCOL.md §6.4).
         Reconnects and resumes by itself. A Snapshot comes only where the log cannot give what is missing:
         it stands for all events up to its number. Raises JobUnavailableError when the relay says not to come
         back, or cannot be reached for GIVE_UP_AFTER_S.
@@ -99,7 +102,7 @@ class AsyncClient:
         while True:
             wait_s = 0.0
             try:
-                async with self._connect(job_id, cursor.position) as connection:
+                async with self._connect(job_id, cursor.position, merge) as connection:
                     while True:
                         message = await _receive(connection)
                         failures, last_heard = 0, asyncio.get_running_loop().time()
@@ -110,7 +113,9 @@ class AsyncClient:
                         elif isinstance(message, Snapshot):
                             cursor.jump(message.sequence_number)
                             yield message
-                        elif isinstance(message, Event) and cursor.accept(message.sequence_number):
+                        elif isinstance(message, Event) and cursor.accept(
+                            message.sequence_number, _first_of(message)
+                        ):
                             yield message
                             if isinstance(message, TerminalEvent):
                                 return
@@ -124,8 +129,10 @@ class AsyncClient:
             backoff_s = random.uniform(0, min(RECONNECT_MAX_S, 0.1 * 2 ** min(failures, 10)))  # noqa: S311 - jitter
             await asyncio.sleep(max(wait_s, backoff_s))
 
-    def _connect(self, job_id: str, position: int) -> connect:
+    def _connect(self, job_id: str, position: int, merge: bool) -> connect:
         url = f"ws{self._base_url.removeprefix('http')}/v1/jobs/{job_id}/ws?starting_after={position}"
+        if merge:
+            url += "&merge=true"
         return connect(
             url,
             subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
@@ -160,6 +167,13 @@ async def _receive(connection: ClientConnection) -> Event | ServerMessage | None
     """The next message; None for a type that this client does not know, and ignores."""
     line = await connection.recv(decode=False)
     return _decoder.decode(line) if type_of(line) in _KNOWN else None
+
+
+def _first_of(event: Event) -> int:
+    """Where the event begins: several deltas may come as one."""
+    if isinstance(event, Delta) and event.first_sequence_number is not msgspec.UNSET:
+        return event.first_sequence_number
+    return event.sequence_number
 
 
 def _reason_to_give_up(error: Exception, silent_for_s: float) -> JobUnavailableError | None:

@@ -1,0 +1,144 @@
+"""Adjacent text deltas as one event, for readers that lag and asked for it (PROTOCOL.md §6.4).
+
+Pure: lines in, lines out. The fold of what comes out is the fold of what went in. Chunks are compared
+and joined as bytes: JSON strings join like the texts that they stand for.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from deltawire.events import MAX_EVENT_BYTES
+
+TEXT_FIELDS: Final = ("content", "refusal", "reasoning_content", "reasoning")
+
+_DELTA: Final = re.compile(
+    rb'(\{"type":"delta","job_id":"[^"]*","sequence_number":)(\d+)(,"attempt":\d+,"created_at":)([^,]+),"chunk":(.*)\}',
+    re.DOTALL,
+)
+# A quote inside of a JSON string has a backslash before it, so this finds fields only, never text.
+_TEXT: Final = re.compile(
+    rb'("(?:%s|obfuscation)"\s*:\s*")([^"\\]*(?:\\.[^"\\]*)*)"' % "|".join(TEXT_FIELDS).encode(), re.DOTALL
+)
+_ROOM: Final = 64  # for `first_sequence_number`, and for numbers that grow longer
+
+
+def merge(lines: Iterable[bytes], *, max_bytes: int = MAX_EVENT_BYTES) -> Iterator[bytes]:
+    """The events with each run of deltas that differ in their text only as one, of at most `max_bytes`.
+
+    What has no such neighbour comes out verbatim.
+    """
+    run: _Run | None = None
+    for line in lines:
+        delta = _read(line)
+        if run is not None:
+            if delta is not None and run.takes(delta, max_bytes):
+                continue
+            yield run.line()
+            run = None
+        if delta is None:
+            yield line
+        else:
+            run = _Run(line, delta)
+    if run is not None:
+        yield run.line()
+
+
+class _Delta(NamedTuple):
+    """A delta's line in pieces; `fixed` is its chunk without the texts, `keys` is what stands before each."""
+
+    head: bytes
+    number: bytes
+    middle: bytes
+    created_at: bytes
+    chunk: bytes
+    fixed: list[bytes]
+    keys: list[bytes]
+    texts: list[bytes]
+
+
+def _read(line: bytes) -> _Delta | None:
+    """None for what cannot be merged: no delta, or one without text."""
+    found = _DELTA.fullmatch(line)
+    if found is None:
+        return None
+    head, number, middle, created_at, chunk = found.groups()
+    pieces = _TEXT.split(chunk)
+    if len(pieces) == 1:
+        return None
+    return _Delta(head, number, middle, created_at, chunk, pieces[0::3], pieces[1::3], pieces[2::3])
+
+
+class _Run:
+    """Deltas that become one."""
+
+    def __init__(self, line: bytes, first: _Delta) -> None:
+        self._line = line
+        self._first = first
+        self._deltas = [first]
+        self._size = len(line) + _ROOM
+        self._is_plain: bool | None = None
+
+    def takes(self, delta: _Delta, max_bytes: int) -> bool:
+        """Whether the delta is now part of the run."""
+        first = self._first
+        size = self._size + sum(map(len, delta.texts))
+        if (
+            size > max_bytes
+            or delta.fixed != first.fixed
+            or delta.keys != first.keys
+            or delta.middle != first.middle
+            or delta.head != first.head
+        ):
+            return False
+        if self._is_plain is None:  # and with it all that look the same
+            self._is_plain = _is_plain(first)
+        if self._is_plain:
+            self._size = size
+            self._deltas.append(delta)
+        return self._is_plain
+
+    def line(self) -> bytes:
+        if len(self._deltas) == 1:
+            return self._line
+        first, last = self._first, self._deltas[-1]
+        joined = [first.fixed[0]]
+        for index, key in enumerate(first.keys):
+            texts = [delta.texts[index] for delta in self._deltas]
+            text = last.texts[index] if key.startswith(b'"obfuscation"') else b"".join(texts)
+            joined += (key, text, b'"', first.fixed[index + 1])
+        return b'%s%s%s%s,"first_sequence_number":%s,"chunk":%s}' % (
+            *(first.head, last.number, last.middle, last.created_at),
+            *(first.number, b"".join(joined)),
+        )
+
+
+def _is_plain(delta: _Delta) -> bool:
+    """Whether the chunk adds plain text to one open choice and says nothing else that adds up.
+
+    A field that the fold sets (a role, a fingerprint) may be there, since it is the same all through the run.
+    """
+    if any(b"\\" in piece for piece in delta.fixed):
+        return False  # an escaped name would hide a field from `_TEXT`
+    chunk: dict[str, Any] = msgspec.json.decode(delta.chunk)
+    match chunk:
+        case {"choices": [{"delta": {**added}, **choice}]}:
+            pass
+        case _:
+            return False
+    texts = [added.pop(name) for name in TEXT_FIELDS if isinstance(added.get(name), str)]
+    found = len(texts) + isinstance(chunk.get("obfuscation"), str)
+    return (
+        found == len(delta.keys)  # else there is a text elsewhere, or twice
+        and len(texts) > 0
+        and all(chunk.get(name) is None for name in ("usage", "error"))
+        and all(choice.get(name) is None for name in ("finish_reason", "logprobs"))
+        and all(
+            value is None
+            or isinstance(value, bool | int | float)
+            or (name == "role" and isinstance(value, str))
+            for name, value in added.items()
+        )
+    )
