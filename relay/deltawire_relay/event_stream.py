@@ -1,7 +1,6 @@
 """The SSE door: one job's events as `text/event-stream` (PROTOCOL.md §7, WHATWG HTML §9.2)."""
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 from typing import Final
@@ -15,35 +14,31 @@ from deltawire.messages import ErrorMessage, Goodbye, Snapshot
 
 from .frames import event_stream_message
 from .subscriber import Subscriber
-from .tail import BATCH_BYTES, Batch
+from .tail import Batch
 
 COMMENT_INTERVAL_S: Final = 15.0
-SLOW_TIMEOUT_S: Final = 30.0
 HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
 
-_log = logging.getLogger(__name__)
-
 
 class EventStream:
-    """A sink that gathers bytes until the response sends them. It takes no more than a batch or two."""
+    """A sink that gathers bytes until the response sends them. It takes one batch; while it sends, none."""
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
-        self._size = 0
         self._wake = asyncio.Event()
         self.is_over = False
+        self.is_sending = False
 
     @property
     def is_writable(self) -> bool:
-        return self._size < BATCH_BYTES and not self.is_over
+        return not (self._pending or self.is_sending or self.is_over)
 
     def write(self, data: bytes) -> None:
         self._pending.append(data)
-        self._size += len(data)
         self._wake.set()
 
     def write_batch(self, batch: Batch) -> None:
@@ -77,7 +72,6 @@ class EventStream:
                 return b": keep-alive\n\n"
         data = b"".join(self._pending)
         self._pending.clear()
-        self._size = 0
         return data
 
 
@@ -99,14 +93,13 @@ class EventStreamResponse(Response):
             retry_ms = random.randint(1_000, 3_000)  # noqa: S311 - jitter
             data = b"retry: %d\n\n" % retry_ms
             while data:
-                async with asyncio.timeout(SLOW_TIMEOUT_S):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                # A client that takes nothing is dropped by the connection (`flow.py`).
+                self._stream.is_sending = True
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._stream.is_sending = False
                 self._subscriber.pump()
                 data = await self._stream.take()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            # Returning without an end makes the server drop the connection; the client comes back.
-            _log.info("an event stream took no byte for %.0f s", SLOW_TIMEOUT_S)
         finally:
             gone.cancel()
             self._subscriber.close()

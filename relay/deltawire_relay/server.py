@@ -23,6 +23,7 @@ from .commands import Commands
 from .event_stream import say_goodbye
 from .feed import Feed
 from .health import UNREADY_AFTER_S, Health
+from .http_protocol import HttpProtocol
 from .hubs import Hubs
 from .jobs import CeleryQueue, Jobs
 from .jobs_api import JobsApi
@@ -112,7 +113,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
             host=settings.host,
             port=settings.port,
             ws=door,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
-            http="httptools",
+            http=HttpProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,

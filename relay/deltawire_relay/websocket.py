@@ -35,6 +35,7 @@ from deltawire.messages import (
 )
 
 from .auth import Gate, Principal, bearer_token
+from .flow import WRITE_HIGH, StallWatch, limit_buffers
 from .frames import PING, message_frame
 from .hubs import Hubs
 from .inbound import decode_message, envelope, one_job, subscription
@@ -45,9 +46,10 @@ from .tail import Batch
 SUBPROTOCOL: Final = "deltawire.v1"
 AUTHENTICATION_TIMEOUT_S: Final = 10.0
 HEARTBEAT_S: Final = 15.0
-SLOW_TIMEOUT_S: Final = 30.0
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_TASKS: Final = 32
+# A client is not heard while more than this waits for it.
+MAX_UNTAKEN_BYTES: Final = 4 * WRITE_HIGH
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +98,12 @@ class WebSocketDoor:
     async def drain(self, window_s: float) -> None:
         """Says goodbye to all, with delays spread over the window, and closes."""
         self._is_serving = False
-        await asyncio.gather(*(connection.leave(window_s) for connection in tuple(self.connections)))
+        leaving = [asyncio.create_task(connection.leave(window_s)) for connection in self.connections]
+        if leaving:
+            await asyncio.wait(leaving, timeout=window_s)
+        # Some take nothing, not even a goodbye.
+        for connection in tuple(self.connections):
+            connection.transport.abort()
         if self.handler_tasks:
             await asyncio.wait(self.handler_tasks, timeout=window_s)
 
@@ -129,45 +136,44 @@ class Connection(ServerConnection):
         self._one_job: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.TimerHandle | None = None
-        self._stuck: asyncio.TimerHandle | None = None
+        self._is_deaf = False
         self._heard_at = self.loop.time()
 
     # What the transport calls.
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        limit_buffers(self.transport)
+        self._stall = StallWatch(self.transport)
+
     def data_received(self, data: bytes) -> None:
         self._heard_at = self.loop.time()
         super().data_received(data)
+        if self.paused and self.transport.get_write_buffer_size() > MAX_UNTAKEN_BYTES:
+            # The library answers each ping, whether or not anybody takes the answers.
+            self._is_deaf = True
+            self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_drain(self.transport.get_write_buffer_size())
+        self._stall.start()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
+        self._stall.stop()
+        if self._is_deaf:
+            self._is_deaf = False
+            self._heard_at = self.loop.time()
+            if not self.recv_messages.paused:
+                self.transport.resume_reading()
         for subscriber, _ in tuple(self._subscriptions.values()):
             subscriber.pump()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._heartbeat, self._stuck):
-            if timer is not None:
-                timer.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        self._stall.stop()
         super().connection_lost(exc)
-
-    def _watch_drain(self, size: int) -> None:
-        """Drops a client that has not taken a byte for SLOW_TIMEOUT_S. It comes back from its position."""
-
-        def check() -> None:
-            now_size = self.transport.get_write_buffer_size()
-            if now_size >= size:
-                # No close frame would get through either; the client sees 1006 and comes back (4008).
-                self.transport.abort()
-            else:
-                self._watch_drain(now_size)
-
-        self._stuck = self.loop.call_later(SLOW_TIMEOUT_S, check)
 
     # What subscribers call (Sink).
 

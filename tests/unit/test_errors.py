@@ -7,8 +7,8 @@ from deltawire.close_codes import CloseCode, may_come_back
 from deltawire.errors import ERRORS, DeltawireError, ErrorKind, GapError, WireError
 
 CODES = pytest.mark.parametrize(("code", "kind"), ERRORS.items(), ids=ERRORS)
-PASSING_4XX = {"upstream_rate_limit"}
-"""The only 4xx that time mends: the upstream's 429."""
+PASSING_4XX = {"upstream_rate_limit", "request_timeout"}
+"""The only 4xx that time mends: the upstream's 429, and a line that was too slow."""
 
 
 @CODES

@@ -1,0 +1,179 @@
+"""uvicorn's HTTP protocol with what it lacks: deadlines and bounds for peers that send slowly or endlessly.
+
+A request's headers come within HEADERS_TIMEOUT_S (from the connection on for the first one), its body within
+BODY_TIMEOUT_S more. An Upgrade is a request, so this holds until it is handed to the WebSocket door.
+"""
+
+import asyncio
+from collections import deque
+from typing import Final
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from deltawire.errors import WireError
+
+from .flow import StallWatch, limit_buffers
+
+HEADERS_TIMEOUT_S: Final = 10.0
+BODY_TIMEOUT_S: Final = 30.0
+MAX_HEADER_BYTES: Final = 65_536
+MAX_PIPELINED: Final = 16
+LINGER_S: Final = 2.0
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection, until it closes or is handed over."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        super().connection_made(transport)
+        limit_buffers(transport)
+        self._stall = StallWatch(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_in_request = False
+        self._is_in_body = False
+        self._has_moved = False  # to another request, or to its body: that has a deadline of its own
+        self._is_refused = False
+        self._unread = 0  # bytes of the request since it began, or since the last of its body
+        self._cycles: deque[RequestResponseCycle] = deque()
+        self._set_deadline(HEADERS_TIMEOUT_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._set_deadline(None)
+        self._stall.stop()
+        for cycle in self._cycles:  # uvicorn tells the last one only
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall.start()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stall.stop()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_refused:
+            self._unread += len(data)
+            super().data_received(data)
+            self._watch()
+
+    def _watch(self) -> None:
+        """After each read: sets the deadline for what must come next."""
+        if self._is_refused or self.transport.get_protocol() is not self:
+            return
+        if self._is_in_request and self._unread > MAX_HEADER_BYTES:
+            self._refuse(_headers_too_large())
+        elif self._has_moved:
+            timeout_s = BODY_TIMEOUT_S if self._is_in_body else HEADERS_TIMEOUT_S
+            self._set_deadline(timeout_s if self._is_in_request else None)
+        elif self._deadline is None and self.timeout_keep_alive_task is None and not self._is_answering:
+            # Line ends between requests begin none, and have taken uvicorn's deadline away.
+            self._set_deadline(HEADERS_TIMEOUT_S)
+        self._has_moved = False
+
+    def handle_websocket_upgrade(self) -> None:
+        if self._is_refused:
+            return
+        if self._is_answering:
+            self._close()  # two would write
+            return
+        self._set_deadline(None)
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_refused:
+            self._refuse(WireError("invalid_request", msg))
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_request, self._is_in_body = True, False
+        self._has_moved = self._has_moved or self._deadline is None
+        self._unread = 0
+
+    def on_headers_complete(self) -> None:
+        if self._is_refused:
+            return
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEADER_BYTES:
+            self._refuse(_headers_too_large())
+        elif len(self.pipeline) >= MAX_PIPELINED:
+            self._close()
+        else:
+            self._is_in_body = self._has_moved = True
+            last = self.cycle
+            super().on_headers_complete()
+            while self._cycles and self._cycles[0].response_complete:
+                self._cycles.popleft()
+            if self.cycle is not last:  # an Upgrade has none
+                self._cycles.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_refused:
+            self._unread = 0
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_refused:
+            self._is_in_request, self._has_moved = False, True
+            super().on_message_complete()
+
+    # Inside.
+
+    @property
+    def _is_answering(self) -> bool:
+        return bool(self._cycles) and not self._cycles[-1].response_complete
+
+    def _set_deadline(self, timeout_s: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if timeout_s is None else self.loop.call_later(timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        if self._is_refused:
+            self.transport.abort()
+        elif self._is_in_request:
+            part, timeout_s = ("body", BODY_TIMEOUT_S) if self._is_in_body else ("headers", HEADERS_TIMEOUT_S)
+            self._refuse(WireError("request_timeout", f"the {part} did not come within {timeout_s:.0f} s"))
+        else:
+            self._close()
+
+    def _refuse(self, error: WireError) -> None:
+        """Answers, unless an answer is under way, and closes."""
+        may_answer = not self.pipeline and (
+            not self._is_answering or (self._is_in_body and not self.cycle.response_started)
+        )
+        if not may_answer:
+            self._close()
+            return
+        self._is_refused = True
+        if self._is_answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        body = msgspec.json.encode({"error": error.error})
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
+        # A socket that is closed with bytes unread resets the connection, and the answer may be lost.
+        self._unset_keepalive_if_required()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._set_deadline(LINGER_S)
+
+    def _close(self) -> None:
+        self._is_refused = True
+        self._set_deadline(None)
+        self.transport.close()
+
+
+def _headers_too_large() -> WireError:
+    return WireError("headers_too_large", f"a request's headers have at most {MAX_HEADER_BYTES} bytes")
