@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deltawire.errors import RedisUnavailableError, WireError
@@ -191,7 +191,15 @@ class Subscriber:
             if not page.batches:
                 await self._jump(beyond=self.position)
                 return
-            self._page_events = min(PAGE_EVENTS, next_page_events(page.lines))
+            before = self.position
             for batch in merged_batches(self.position, page.lines) if self._merge else page.batches:
                 if self._sink.is_writable:
                     self._write(batch)
+            self._adapt(page.lines, self.position - before)
+
+    def _adapt(self, page: Sequence[bytes], taken: int) -> None:
+        """Pages grow for a quick reader; for a slow one they are what it takes: the rest is read again."""
+        if self._sink.is_writable:
+            self._page_events = min(PAGE_EVENTS, next_page_events(page))
+        else:
+            self._page_events = max(1, taken)

@@ -35,7 +35,7 @@ from deltawire.messages import (
 )
 
 from .auth import Gate, Principal, bearer_token
-from .flow import WRITE_HIGH, StallWatch, limit_buffers
+from .flow import StallWatch, limit_buffers
 from .frames import PING, message_frame
 from .hubs import Hubs
 from .inbound import decode_message, envelope, one_job, subscription
@@ -49,7 +49,7 @@ HEARTBEAT_S: Final = 15.0
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_TASKS: Final = 32
 # A client is not heard while more than this waits for it.
-MAX_UNTAKEN_BYTES: Final = 4 * WRITE_HIGH
+MAX_UNTAKEN_BYTES: Final = 65_536
 
 _log = logging.getLogger(__name__)
 
@@ -202,6 +202,8 @@ class Connection(ServerConnection):
         # Ours are the only data frames, and never fragmented, so they may go between any two frames of
         # the library's. After a close frame nothing may (RFC 6455 §5.5.1).
         if self.protocol.state is State.OPEN:
+            if self.paused:
+                self._stall.wrote(len(frames))
             self.transport.write(frames)
 
     def _refuse(self, error: WireError, *, job_id: str | None = None, request_id: str | None = None) -> None:
