@@ -32,6 +32,8 @@ def merge(lines: Iterable[bytes], *, max_bytes: int = MAX_EVENT_BYTES) -> Iterat
     """
     run: _Run | None = None
     for line in lines:
+        if run is not None and run.takes_alike(line, max_bytes):
+            continue
         delta = _read(line)
         if run is not None:
             if delta is not None and run.takes(delta, max_bytes):
@@ -77,9 +79,11 @@ class _Run:
     def __init__(self, line: bytes, first: _Delta) -> None:
         self._line = line
         self._first = first
-        self._deltas = [first]
+        self._number, self._created_at = first.number, first.created_at  # of the last
+        self._texts = [[text] for text in first.texts]
         self._size = len(line) + _ROOM
         self._is_plain: bool | None = None
+        self._around: tuple[bytes, bytes] | None = None
 
     def takes(self, delta: _Delta, max_bytes: int) -> bool:
         """Whether the delta is now part of the run."""
@@ -95,22 +99,50 @@ class _Run:
             return False
         if self._is_plain is None:  # and with it all that look the same
             self._is_plain = _is_plain(first)
+            if self._is_plain and len(first.keys) == 1:
+                self._around = b',"chunk":%s%s' % (first.fixed[0], first.keys[0]), b'"%s}' % first.fixed[1]
         if self._is_plain:
             self._size = size
-            self._deltas.append(delta)
+            self._number, self._created_at = delta.number, delta.created_at
+            for texts, text in zip(self._texts, delta.texts, strict=True):
+                texts.append(text)
         return self._is_plain
 
+    def takes_alike(self, line: bytes, max_bytes: int) -> bool:
+        """As `takes`, quickly, for what all but few lines are: the same around one text without quotes."""
+        head, middle = self._first.head, self._first.middle
+        if self._around is None or not line.startswith(head):
+            return False
+        before, after = self._around
+        number_ends = line.find(b",", len(head))
+        created_at = number_ends + len(middle)
+        created_at_ends = line.find(b",", created_at)
+        text_at, text_ends = created_at_ends + len(before), len(line) - len(after)
+        if not (
+            line.startswith(middle, number_ends)
+            and line.startswith(before, created_at_ends)
+            and line.endswith(after)
+            and text_at <= text_ends  # they do not overlap
+        ):
+            return False
+        text = line[text_at:text_ends]
+        if b'"' in text or self._size + len(text) > max_bytes:
+            return False
+        self._size += len(text)
+        self._number, self._created_at = line[len(head) : number_ends], line[created_at:created_at_ends]
+        self._texts[0].append(text)
+        return True
+
     def line(self) -> bytes:
-        if len(self._deltas) == 1:
+        first = self._first
+        if self._number == first.number:
             return self._line
-        first, last = self._first, self._deltas[-1]
         joined = [first.fixed[0]]
-        for index, key in enumerate(first.keys):
-            texts = [delta.texts[index] for delta in self._deltas]
-            text = last.texts[index] if key.startswith(b'"obfuscation"') else b"".join(texts)
-            joined += (key, text, b'"', first.fixed[index + 1])
+        for key, texts, fixed in zip(first.keys, self._texts, first.fixed[1:], strict=True):
+            text = texts[-1] if key.startswith(b'"obfuscation"') else b"".join(texts)
+            joined += (key, text, b'"', fixed)
         return b'%s%s%s%s,"first_sequence_number":%s,"chunk":%s}' % (
-            *(first.head, last.number, last.middle, last.created_at),
+            *(first.head, self._number, first.middle, self._created_at),
             *(first.number, b"".join(joined)),
         )
 

@@ -121,6 +121,7 @@ APART: dict[str, list[Any]] = {
     "a name with an escape": [b'{"content":"a","choices":[{"delta":{"cont\\u0065nt":"b"}}]}'] * 2,
     "choices that are none": [{"choices": "content", "content": "a"}] * 2,
     "a delta that is none": [{"choices": [{"delta": "x", "content": "a"}]}] * 2,
+    "text of two fields, then of one": [chunk({"content": "a", "thinking": "b"}), chunk({"content": "a"})],
     "an error beside it": [{"error": {"message": "no"}, "choices": [{"delta": {"content": "a"}}]}] * 2,
 }  # fmt: skip
 
@@ -143,6 +144,29 @@ def test_nothing_is_merged_across_another_event() -> None:
     merged = list(merge(lines))
     assert spans(merged) == [(1, 1), (2, 2), (3, 4), (5, 5), (6, 7), (8, 8), (9, 9)]
     check(lines, merged)
+
+
+AFTER_A_RUN: dict[str, Any] = {
+    "a field between the text and the rest": json.dumps(text_chunk("c"))
+    .replace('"c"', '"c", "thinking": "d"')
+    .encode(),
+    "another attempt": None,
+    "another ending": text_chunk("c", finish_reason="stop"),
+    "no JSON at all": json.dumps(text_chunk("")).replace('""', '"').encode(),
+}
+
+
+@pytest.mark.parametrize("odd", AFTER_A_RUN.values(), ids=AFTER_A_RUN)
+def test_a_run_ends_where_more_than_text_differs(odd: Any) -> None:
+    """However many deltas it has already; and another one may follow."""
+    begin = of_chunks(*map(text_chunk, ("a", "b", "\\", 'with "quotes"', "c\n", "d")))
+    middle = of_chunks(odd or text_chunk("x"), first=9, attempt=1 if odd else 2)
+    end = of_chunks(*map(text_chunk, ("e", "f", "g")), first=10)
+    merged = list(merge([*begin, *middle, *end]))
+    assert [sequence_number_of(text) for text in merged] == [8, 9, 12]
+    assert merged[1:2] == middle
+    check(begin, merged[:1])
+    check(end, merged[2:])
 
 
 def test_merging_twice_changes_nothing() -> None:
