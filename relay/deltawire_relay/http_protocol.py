@@ -20,6 +20,7 @@ BODY_TIMEOUT_S: Final = 30.0
 MAX_HEADER_BYTES: Final = 65_536
 MAX_PIPELINED: Final = 16
 LINGER_S: Final = 2.0
+LATE_S: Final = 0.1
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -134,6 +135,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadline = None if timeout_s is None else self.loop.call_later(timeout_s, self._expire)
 
     def _expire(self) -> None:
+        # Timers of a loop that was busy run before its sockets are read: what has come is heard first.
+        self._deadline = self.loop.call_later(LATE_S, self._give_up)
+
+    def _give_up(self) -> None:
         if self._is_refused:
             self.transport.abort()
         elif self._is_in_request:

@@ -49,7 +49,14 @@ _LIFECYCLE: Final = frozenset(
 class Hub:
     """Reads one job for all its subscribers in this process."""
 
-    def __init__(self, job_id: str, log: JobLog, feed: Feed, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        log: JobLog,
+        feed: Feed,
+        report: Callable[[str], None],
+        page_reads: asyncio.Semaphore,
+    ) -> None:
         self.job_id = job_id
         self.record: Record | None = None
         self.status = "unknown"
@@ -62,6 +69,7 @@ class Hub:
         self._log = log
         self._feed = feed
         self._report = report
+        self._page_reads = page_reads
         self._channel = log.keys.job(job_id).channel
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
         self._held_bytes = 0
@@ -236,7 +244,8 @@ class Hub:
 
     async def _read_page(self, after: int, count: int) -> "Page":
         try:
-            lines = await self._log.read(self.job_id, after, self.tail.base, count=count)
+            async with self._page_reads:
+                lines = await self._log.read(self.job_id, after, self.tail.base, count=count)
         finally:
             del self._pages[after, count]
         if not lines:

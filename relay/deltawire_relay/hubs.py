@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from deltawire.log import JobLog
 
 from .feed import Feed
 from .hub import Hub
+
+MAX_PAGES: Final = 2
 
 
 class Hubs:
@@ -18,6 +21,8 @@ class Hubs:
         self._log = log
         self._feed = feed
         self._report = report
+        # Hundreds of readers that come back at once would each hold a page of the log.
+        self._page_reads = asyncio.Semaphore(MAX_PAGES)
         self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
@@ -45,7 +50,7 @@ class Hubs:
         """As `hold`, for callers whose use does not nest; call the second value once when done."""
         entry = self._entries.get(job_id)
         if entry is None:
-            entry = self._entries[job_id] = _Entry(Hub(job_id, self._log, self._feed, self._report))
+            entry = self._entries[job_id] = _Entry(self._new_hub(job_id))
         entry.holders += 1
         try:
             # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.
@@ -54,6 +59,9 @@ class Hubs:
             self._release(entry)
             raise
         return entry.hub, lambda: self._release(entry)
+
+    def _new_hub(self, job_id: str) -> Hub:
+        return Hub(job_id, self._log, self._feed, self._report, self._page_reads)
 
     def _release(self, entry: "_Entry") -> None:
         entry.holders -= 1

@@ -1,4 +1,4 @@
-"""Adjacent text deltas as one event, for readers that lag and asked for it (PROTOCOL.md §6.4).
+"""Adjacent text deltas as one event, for readers that lag and asked for it (PROTOCOL.md §6.6).
 
 Pure: lines in, lines out. The fold of what comes out is the fold of what went in. Chunks are compared
 and joined as bytes: JSON strings join like the texts that they stand for.

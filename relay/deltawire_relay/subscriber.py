@@ -198,8 +198,6 @@ class Subscriber:
             self._adapt(page.lines, self.position - before)
 
     def _adapt(self, page: Sequence[bytes], taken: int) -> None:
-        """Pages grow for a quick reader; for a slow one they are what it takes: the rest is read again."""
-        if self._sink.is_writable:
-            self._page_events = min(PAGE_EVENTS, next_page_events(page))
-        else:
-            self._page_events = max(1, taken)
+        """Pages grow for a quick reader; a slow one's are what it takes, since the rest is read again."""
+        growing = min(PAGE_EVENTS, next_page_events(page), 2 * len(page))
+        self._page_events = growing if taken == len(page) else max(1, taken)

@@ -12,8 +12,7 @@ from .merge import merge
 
 TAIL_BYTES = 262_144
 # With what a connection may hold besides (`flow.py`) this is what a slow subscriber costs.
-BATCH_BYTES = 16_384
-MERGED_BYTES = BATCH_BYTES // 2
+BATCH_BYTES = 8_192
 
 
 class Batch:
@@ -55,7 +54,7 @@ def merged_batches(after: int, lines: Iterable[bytes]) -> Iterator[Batch]:
     """`lines`, which follow `after`, merged and cut into batches of about BATCH_BYTES; lazy."""
     merged: list[bytes] = []
     size = 0
-    for line in merge(lines, max_bytes=MERGED_BYTES):
+    for line in merge(lines, max_bytes=BATCH_BYTES):
         merged.append(line)
         size += len(line)
         if size >= BATCH_BYTES:

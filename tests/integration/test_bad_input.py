@@ -2,6 +2,7 @@
 """Every kind of bad input at the HTTP and WebSocket doors, and its answer (PROTOCOL §8 in rows)."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,9 +15,10 @@ from websockets.exceptions import ConnectionClosed
 
 from deltawire.errors import ERRORS
 from deltawire.redis_server import RedisServer
+from deltawire_relay import http_protocol
 from tests.support.producer import REQUEST
 from tests.support.readers import WAIT_S, WebSocketReader, http_client, websocket
-from tests.support.relay_process import Keyring, RelayProcess
+from tests.support.relay_process import Keyring, RelayProcess, relay_in_process
 
 
 class Case(NamedTuple):
@@ -52,6 +54,11 @@ def http(
     content = raw if raw is not None else json.dumps(body).encode() if body is not None else b""
     send = {"method": method, "path": path, "content": content, "headers": headers or {}, "key": key}
     return Case(door, input_, status, code, ERRORS[code].retryable, send)
+
+
+def raw(input_: str, status: int, code: str, data: bytes) -> Case:
+    """What no HTTP client sends: bytes, and then nothing."""
+    return Case("HTTP", input_, status, code, ERRORS[code].retryable, {"bytes": data, "key": "open"})
 
 
 def websocket_case(
@@ -118,9 +125,14 @@ CASES: list[Case] = [
     http(STREAM, "starting_after below 0", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?starting_after=-1"),
     http(STREAM, "Last-Event-ID that is no number", 400, "invalid_request", method="GET", path="/v1/jobs/a/events", headers={"Last-Event-ID": "x"}),
     http(STREAM, "a mode that does not exist", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?mode=fast"),
+    http(STREAM, "merge that is neither true nor false", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?merge=perhaps"),
     http(ANY, "a path that does not exist", 404, "not_found", method="GET", path="/v2/jobs"),
     http(ANY, "a WebSocket path without an upgrade", 404, "not_found", method="GET", path="/v1/ws"),
     http(ANY, "a method that the path does not have", 405, "method_not_allowed", method="PUT", path="/v1/jobs/a"),
+    raw("bytes that are not HTTP", 400, "invalid_request", b"\x16\x03\x01\x00\r\n\r\n"),
+    raw("headers above 64 KiB", 431, "headers_too_large", b"GET / HTTP/1.1\r\nX: " + b"x" * 65_536 + b"\r\n\r\n"),
+    raw("headers that take longer than 10 s", 408, "request_timeout", b"GET / HTTP/1.1\r\nX: "),
+    raw("a body that takes longer than 30 s", 408, "request_timeout", b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"),
     # Who asks.
     http(ANY, "no credential", 401, "missing_credentials", body=JOB, key=None),
     http(ANY, "a credential of another scheme", 401, "missing_credentials", body=JOB, key=None, headers={"Authorization": "Basic YTpi"}),
@@ -138,6 +150,8 @@ CASES: list[Case] = [
     websocket_case("a binary frame", 4501, "binary_frame", b"{}"),
     websocket_case("JSON that is no object", 4501, "invalid_json", "[]"),
     websocket_case("a frame above 64 KiB", 1009, None, "x" * 65_537),
+    websocket_case("a message above 64 KiB in fragments", 1009, None, ["x" * 1_000] * 66),
+    websocket_case("a message of ten thousand fragments", 1009, None, ["x"] * 10_000),
     websocket_case("text that is not UTF-8", 1007, None, raw_text=b"\xff\xfe"),
     websocket_case("a message without a type", "open", "invalid_request", {"job_id": "a"}),
     websocket_case("a type that does not exist", "open", "unknown_message_type", {"type": "sing"}),
@@ -145,6 +159,7 @@ CASES: list[Case] = [
     websocket_case("a field of the wrong type", "open", "invalid_request", subscribe(starting_after="1")),
     websocket_case("a mode that does not exist", "open", "invalid_request", subscribe(mode="fast")),
     websocket_case("starting_after below 0", "open", "invalid_request", subscribe(starting_after=-1)),
+    websocket_case("merge that is no boolean", "open", "invalid_request", subscribe(merge="true")),
     websocket_case("a job id with other characters", "open", "invalid_job_id", subscribe(job_id="a.b")),
     websocket_case("a job subscribed twice", "open", "already_subscribed", subscribe(), subscribe()),
     websocket_case("unsubscribe without a subscription", "open", "not_subscribed", {"type": "unsubscribe", "job_id": "a"}),
@@ -163,6 +178,7 @@ CASES: list[Case] = [
     websocket_case("a one-job socket: a job id with other characters", 4501, "invalid_job_id", path="/v1/jobs/a.b/ws"),
     websocket_case("a one-job socket: starting_after that is no number", 4501, "invalid_request", path="/v1/jobs/a/ws?starting_after=x"),
     websocket_case("a one-job socket: starting_after below 0", 4501, "invalid_request", path="/v1/jobs/a/ws?starting_after=-1"),
+    websocket_case("a one-job socket: merge that is neither true nor false", 4501, "invalid_request", path="/v1/jobs/a/ws?merge=perhaps"),
     websocket_case("a one-job socket: no read scope", 4503, "forbidden", path="/v1/jobs/a/ws", key="submitter"),
 ]  # fmt: skip
 
@@ -194,14 +210,11 @@ def relays(redis_server: RedisServer) -> Iterator[Relays]:
         yield Relays(keyed, open_, keys)
 
 
-def rows(doors: set[str], *, wanted: bool) -> list[Any]:
+def rows(kind: Literal["HTTP", "bytes", "WebSocket"]) -> list[Any]:
     return [
-        pytest.param(
-            case,
-            id=f"{case.door}: {case.input}",
-        )
+        pytest.param(case, id=f"{case.door}: {case.input}")
         for case in CASES
-        if (case.door in doors) is wanted
+        if kind == ("WebSocket" if case.door == "WebSocket" else "bytes" if "bytes" in case.send else "HTTP")
     ]
 
 
@@ -212,7 +225,7 @@ def check_error(error: dict[str, Any], case: Case) -> None:
     assert 0 < len(error["message"]) < 400
 
 
-@pytest.mark.parametrize("case", rows({"WebSocket"}, wanted=False))
+@pytest.mark.parametrize("case", rows("HTTP"))
 async def test_http_refuses(case: Case, relays: Relays) -> None:
     """Status, code and shape are those of the row (PROTOCOL §5, §8)."""
     send = case.send
@@ -227,6 +240,27 @@ async def test_http_refuses(case: Case, relays: Relays) -> None:
     assert response.headers["Content-Type"] == "application/json"
     assert list(response.json()) == ["error"]
     check_error(response.json()["error"], case)
+
+
+@pytest.mark.parametrize("case", rows("bytes"))
+async def test_http_refuses_what_is_slow_or_no_request(
+    case: Case, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same shape, and the connection closes (PROTOCOL §5.6); time runs faster here."""
+    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.4)
+    async with relay_in_process(redis_url, monkeypatch) as address:
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(case.send["bytes"])
+            async with asyncio.timeout(WAIT_S):
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        finally:
+            writer.close()
+    assert head.startswith(f"HTTP/1.1 {case.answer} ".encode())
+    assert b"content-type: application/json" in head
+    check_error(json.loads(body)["error"], case)
 
 
 @asynccontextmanager
@@ -250,7 +284,7 @@ async def closed_by(reader: WebSocketReader) -> tuple[list[dict[str, Any]], int]
         return await reader.until_closed()
 
 
-@pytest.mark.parametrize("case", rows({"WebSocket"}, wanted=True))
+@pytest.mark.parametrize("case", rows("WebSocket"))
 async def test_a_websocket_refuses(case: Case, relays: Relays) -> None:
     """An `error` with the row's code; then the row's close code, or a socket that goes on (PROTOCOL §6.5)."""
     if case.input.startswith("a Host") or case.input.startswith("a foreign Host"):
@@ -260,7 +294,9 @@ async def test_a_websocket_refuses(case: Case, relays: Relays) -> None:
         return
     async with socket_of(case, relays) as reader:
         for message in case.send["messages"]:
-            await reader.connection.send(message if isinstance(message, str | bytes) else json.dumps(message))
+            is_ready = isinstance(message, str | bytes | list)  # a list is sent in fragments
+            with contextlib.suppress(ConnectionClosed):
+                await reader.connection.send(message if is_ready else json.dumps(message))
         if raw := case.send.get("raw_text"):
             await reader.connection.send(raw, text=True)
         if case.answer == "open":
@@ -321,7 +357,8 @@ async def test_nothing_of_it_was_logged_as_a_failure_of_ours(relays: Relays) -> 
                 async with socket_of(case._replace(send={**case.send, "key": None}), sent) as reader:
                     try:
                         for message in case.send["messages"]:
-                            text = message if isinstance(message, str | bytes) else json.dumps(message)
+                            is_ready = isinstance(message, str | bytes | list)
+                            text = message if is_ready else json.dumps(message)
                             await reader.connection.send(text)
                     except ConnectionClosed:
                         pass

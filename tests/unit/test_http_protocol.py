@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 from deltawire_relay.http_protocol import (
     BODY_TIMEOUT_S,
     HEADERS_TIMEOUT_S,
+    LATE_S,
     LINGER_S,
     MAX_HEADER_BYTES,
     MAX_PIPELINED,
@@ -283,6 +284,15 @@ async def test_each_request_has_its_own_time() -> None:
     protocol.data_received(REQUEST[10:])
     await asyncio.sleep(1)
     assert transport.sent.count(b"200 OK") == 2
+
+
+@virtual_time
+async def test_what_came_while_the_loop_was_busy_is_heard() -> None:
+    """Its timers run before its sockets are read: an overloaded relay must not take that for silence."""
+    protocol, transport = connect()
+    asyncio.get_running_loop().call_later(HEADERS_TIMEOUT_S + LATE_S / 2, protocol.data_received, REQUEST)
+    await asyncio.sleep(2 * HEADERS_TIMEOUT_S)
+    assert b"200 OK" in transport.sent
 
 
 @virtual_time

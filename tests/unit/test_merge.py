@@ -1,4 +1,4 @@
-"""Merged deltas say what the deltas said: the same fold, in order, within bounds (PROTOCOL §6.4)."""
+"""Merged deltas say what the deltas said: the same fold, in order, within bounds (PROTOCOL §6.6)."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from deltawire.events import Delta, Event
 from deltawire.fold import LogFold
 from deltawire.sse_decoder import SseDecoder
 from deltawire_relay.merge import TEXT_FIELDS, merge
-from deltawire_relay.tail import BATCH_BYTES, MERGED_BYTES, Tail, batches, merged_batches
+from deltawire_relay.tail import BATCH_BYTES, Tail, batches, merged_batches
 from tests.support.recorded_streams import RECORDED
 from tests.support.sample_events import completed, delta, in_progress, line, queued, restarted, text_chunk
 
@@ -249,9 +249,9 @@ def test_merged_batches_are_the_lines(sizes: list[int], plain: list[bool]) -> No
     position = 0
     for batch in cut:
         assert batch.after == position < batch.through
-        assert sum(map(len, batch.lines)) < BATCH_BYTES + MERGED_BYTES
+        assert sum(map(len, batch.lines)) < 2 * BATCH_BYTES
         position = batch.through
-    check(lines, [text for batch in cut for text in batch.lines], MERGED_BYTES)
+    check(lines, [text for batch in cut for text in batch.lines], BATCH_BYTES)
 
 
 def test_five_thousand_deltas_are_a_few_frames() -> None:

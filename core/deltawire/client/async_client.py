@@ -91,7 +91,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Event | Snapshot]:
         """Every event after `starting_after`, once and in order, to the terminal one.
 
-        With `merge`, text deltas that wait for a slow reader come as one Delta (PROTOCOL.md §6.4).
+        With `merge`, text deltas that wait for a slow reader come as one Delta (PROTOCOL.md §6.6).
         Reconnects and resumes by itself. A Snapshot comes only where the log cannot give what is missing:
         it stands for all events up to its number. Raises JobUnavailableError when the relay says not to come
         back, or cannot be reached for GIVE_UP_AFTER_S.
