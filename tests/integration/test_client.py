@@ -53,6 +53,18 @@ async def test_a_reader_can_begin_where_it_left_off(relay: RelayProcess, jobs: P
     assert [event.sequence_number for event in events] == list(range(5, job.top + 1))
 
 
+async def test_a_reader_that_lags_may_get_less_and_the_same(relay: RelayProcess, jobs: Producer) -> None:
+    """With `merge` the text is the same, in fewer events, and the cursor follows them (PROTOCOL §6.6)."""
+    words = [f"{number} " for number in range(DELTAS)]
+    job = await jobs.running(*words)
+    await job.end()
+    async with AsyncClient(relay.url) as client:
+        events = [event async for event in client.events(job.job_id, merge=True)]
+    assert len(events) < DELTAS / 4
+    assert events[-1].sequence_number == job.top
+    assert "".join(text for event in events for text in text_of(event)) == "".join(words)
+
+
 async def test_submit_retrieve_and_cancel(relay: RelayProcess) -> None:
     """The commands, by HTTP."""
     async with AsyncClient(relay.url) as client:

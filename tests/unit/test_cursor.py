@@ -33,6 +33,19 @@ def test_a_hole_is_an_error_that_says_where() -> None:
     assert cursor.accept(5) is True
 
 
+def test_an_event_that_stands_for_several_is_taken_whole_or_not_at_all() -> None:
+    """Known ones are skipped; one with a hole before it, or with a part that is known, is an error (§6.6)."""
+    cursor = Cursor(4)
+    assert cursor.accept(4, 2) is False
+    for first in (4, 6):
+        with pytest.raises(GapError):
+            cursor.accept(8, first)
+        assert cursor.position == 4
+    assert cursor.accept(8, 5) is True
+    assert cursor.position == 8
+    assert cursor.accept(9) is True
+
+
 def test_a_jump_goes_on_from_the_snapshot() -> None:
     """After a jump the event after the snapshot is the next one."""
     cursor = Cursor(1)

@@ -906,3 +906,33 @@ async def test_reaches_and_ends_have_deadlines() -> None:
     redis.append(line(completed(4)))
     assert await ending
     assert not await reader.hub.reaches(9, 5.0)
+
+
+@virtual_time
+async def test_a_page_is_as_large_as_what_its_reader_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a slow reader does not take is read again; a quick one's pages grow."""
+    monkeypatch.setattr("deltawire_relay.tail.BATCH_BYTES", 3 * len(deltas(10, 10)[0]))
+    asked: list[int] = []
+    read = Hub.read
+
+    async def noted(hub: Hub, after: int, count: int) -> list[bytes]:
+        asked.append(count)
+        return await read(hub, after, count)
+
+    monkeypatch.setattr(Hub, "read", noted)
+    redis = FakeRedis()
+    started(redis, 200)
+    hubs = hubs_of(redis)
+    quick = await attach(hubs)
+    await asyncio.sleep(SETTLE_S)
+    assert quick.sink.lines == redis.lines
+    assert asked[:4] == [4, 8, 16, 32]
+    asked.clear()
+    slow = await attach(hubs, sink=FakeSink(room=1))
+    for _ in range(40):
+        await asyncio.sleep(SETTLE_S)
+        slow.sink.room = 1
+        slow.subscriber.pump()
+    assert slow.sink.lines == redis.lines[: len(slow.sink.lines)]
+    assert len(slow.sink.lines) > 100
+    assert max(asked) <= 8
