@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from deltawire.keys import Keys
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from tests.support.ledger import FaultClock, Figures, check_log
 from tests.support.system import System, gateway_records
 from tests.support.viewers import Crowd, OneJobViewer, StreamViewer

@@ -11,7 +11,7 @@ FAILOVER_S = 60.0
 
 async def test_streams_outlive_a_failover_of_the_sentinels() -> None:
     """Broker and data are lost together: running jobs end whole, queued and later ones are taken."""
-    with SentinelServers(sentinels=3, password="p w/%") as servers, System(redis_url=servers.url) as system:
+    with SentinelServers(sentinels=3, password="p w/%") as servers, System(redis=servers) as system:
         jobs = [await submit(system, request(f"job {n}", deltas=160, rate=20)) for n in range(10)]
         await asyncio.gather(
             *(watch(system, job, until=lambda event: event["sequence_number"] >= 5) for job in jobs)
@@ -34,7 +34,7 @@ async def test_streams_outlive_a_takeover_in_the_cluster() -> None:
     with (
         ClusterServers(replicas=True, password="p w/%") as servers,
         RedisServer() as broker,
-        System(redis_url=servers.url, broker_url=broker.url) as system,
+        System(redis=servers, broker_url=broker.url) as system,
     ):
         jobs = [await submit(system, request(f"job {n}", deltas=160, rate=20)) for n in range(12)]
         await asyncio.gather(
