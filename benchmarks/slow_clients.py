@@ -119,7 +119,7 @@ async def measure(name: str, door: str, count: int, seconds: float, redis_url: s
         f"p{share:.0%} {in_ms(alone, share)} -> {in_ms(beside, share)} ms".replace("%", "")
         for share in (0.5, 0.99)
     )
-    print(  # noqa: T201 - its result
+    print(
         f"{name:26} {grown / count / 1024:5.1f} KiB each; neighbour's delay {neighbour}",
         flush=True,
     )

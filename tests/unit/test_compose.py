@@ -23,7 +23,9 @@ def _variables_read() -> set[str]:
             names.update(re.findall(r'"(DELTAWIRE_[A-Z0-9_]+)"', source))
             names.update(
                 f"{name}_FILE"
-                for name in re.findall(r'\.(?:secret|header_secret|url)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source)
+                for name in re.findall(
+                    r'\.(?:secret|header_secret|(?:redis_|broker_)?url)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source
+                )
             )
     return names
 

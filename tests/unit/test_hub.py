@@ -14,7 +14,7 @@ import pytest
 from deltawire.errors import RedisUnavailableError
 from deltawire.fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S
+from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub, Page
 from deltawire_relay.subscriber import HEAL_TIMEOUT_S
 from tests.support.fake_log import LATENCY_S, FakeRedis, FakeSink
 from tests.support.hub_readers import JOB, SETTLE_S, Reader, attach, deltas, hubs_of, started
@@ -913,13 +913,13 @@ async def test_a_page_is_as_large_as_what_its_reader_takes(monkeypatch: pytest.M
     """What a slow reader does not take is read again; a quick one's pages grow."""
     monkeypatch.setattr("deltawire_relay.tail.BATCH_BYTES", 3 * len(deltas(10, 10)[0]))
     asked: list[int] = []
-    read = Hub.read
+    page = Hub.page
 
-    async def noted(hub: Hub, after: int, count: int) -> list[bytes]:
+    async def noted(hub: Hub, after: int, count: int) -> Page:
         asked.append(count)
-        return await read(hub, after, count)
+        return await page(hub, after, count)
 
-    monkeypatch.setattr(Hub, "read", noted)
+    monkeypatch.setattr(Hub, "page", noted)
     redis = FakeRedis()
     started(redis, 200)
     hubs = hubs_of(redis)
