@@ -9,10 +9,17 @@ import hiredis
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from deltawire import redis_client
-from deltawire.codec import decode, encode_snapshot, is_terminal, sequence_number_of
+from deltawire.codec import decode, encode_snapshot, is_snapshot, is_terminal, sequence_number_of
 from deltawire.errors import RedisUnavailableError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Queued
 from deltawire.fold import Fold
@@ -27,12 +34,13 @@ from deltawire.log import (
     Head,
     JobLog,
     Submitted,
+    rewrite_args,
 )
 from deltawire.options import Options
-from deltawire.record import CancelRequest, decode_cancel, encode_cancel
+from deltawire.record import CancelRequest, Record, decode_cancel, encode_cancel
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer, free_port
-from deltawire.scripts import APPEND, CLAIM, Script
+from deltawire.scripts import APPEND, CLAIM, REWRITE, Script
 from tests.support import sample_events as sample
 from tests.support.job_logs import OpenedLog, listening, open_job_log, ttls
 from tests.support.log_calls import BODY, LEASE_S, NOW, append, claim, ending, numbers, renew, running, submit
@@ -815,8 +823,25 @@ class Model:
     def is_open(self) -> bool:
         return self.status in {"queued", "in_progress"}
 
+    @property
+    def top(self) -> int:
+        return sequence_number_of(self.events[-1]) if self.events else 0
+
     def end(self, status: str) -> None:
         self.status, self.is_alive = status, False
+
+    def rewrite(self, attempt: int, owner: str, first: int, before: bytes, events: list[bytes]) -> str:
+        if self.status is not None:
+            if attempt != self.attempt or owner != self.owner:
+                return "STALE"
+            if self.status != "in_progress":
+                return "ENDED"
+        if self.top > first + len(events) - 1:
+            return "STALE"
+        if self.status is None:
+            self.status, self.attempt, self.owner, self.is_alive = "in_progress", attempt, owner, True
+        self.events = ([before] if before else []) + events
+        return "OK" if self.cancel is None else "CANCELLING"
 
     def claim(self, owner: str, take_over: int | None, *, is_alive: bool, has_body: bool) -> str:
         if self.status is None and not has_body:
@@ -833,7 +858,7 @@ class Model:
         return "CLAIMED"
 
     def append(self, attempt: int, owner: str, first: int, events: list[bytes], end: str) -> tuple[str, int]:
-        top = len(self.events)
+        top = self.top
         if self.status is None:
             return "MISSING", top
         if attempt != self.attempt or self.owner not in {None, owner}:
@@ -849,7 +874,7 @@ class Model:
         self.events += events[top + 1 - first :]
         if end:
             self.end(end)
-        return "OK" if self.cancel is None else "CANCELLING", len(self.events)
+        return "OK" if self.cancel is None else "CANCELLING", self.top
 
 
 OWNERS = st.sampled_from(["w1", "w2"])
@@ -879,9 +904,10 @@ class JobLogMachine(RuleBasedStateMachine):
         assert (got.is_new, got.status) == (was is None, was or "queued")
         if was is None:
             self.model.status = "queued"
-            self.model.events.append(
+            # A log that is there without a record is of a job that is gone.
+            self.model.events = [
                 line(Queued(job_id=self.job_id, sequence_number=1, attempt=0, created_at=NOW))
-            )
+            ]
 
     @rule(owner=OWNERS, back=st.sampled_from([None, 0, 1]), is_alive=st.booleans(), has_body=st.booleans())
     def claim(self, owner: str, back: int | None, *, is_alive: bool, has_body: bool) -> None:
@@ -898,7 +924,7 @@ class JobLogMachine(RuleBasedStateMachine):
         )
         assert got.code == expected
         if got.code in {"CLAIMED", "EXPIRED"}:
-            assert (got.attempt, got.top) == (self.model.attempt, len(self.model.events))
+            assert (got.attempt, got.top) == (self.model.attempt, self.model.top)
             assert (got.cancel.reason if got.cancel else None) == self.model.cancel
             assert got.record is not None
             assert got.record.status == "in_progress"
@@ -915,7 +941,7 @@ class JobLogMachine(RuleBasedStateMachine):
     def append(self, attempt: int, first: int, length: int, end: str, *, is_owner: bool) -> None:
         owner = self.model.owner or "w1" if is_owner else "w3"
         attempt = max(0, self.model.attempt + attempt)
-        first = max(1, len(self.model.events) + first)
+        first = max(1, self.model.top + first)
         events = [
             line(sample.delta(number, f"{len(self.model.events)}", job_id=self.job_id, attempt=attempt))
             for number in range(first, first + length)
@@ -929,6 +955,73 @@ class JobLogMachine(RuleBasedStateMachine):
         )
         assert got[0] in get_args(AppendCode)
         assert got == self.model.append(attempt, owner, first, events, end)
+
+    @rule(
+        attempt=st.sampled_from([0, 0, 0, 1]),
+        is_owner=st.sampled_from([True, True, True, False]),
+        back=st.integers(0, 3),
+        more=st.sampled_from([0, 0, 1, 2, -1]),
+    )
+    def rewrite(self, attempt: int, back: int, more: int, *, is_owner: bool) -> None:
+        """The log from `back` events before its top on, and `more` new ones, by somebody."""
+        model = self.model
+        attempt, owner = max(1, model.attempt + attempt), model.owner or "w1" if is_owner else "w3"
+        first = max(1, model.top + 1 - back)
+        events = [
+            line(sample.delta(number, "anew", job_id=self.job_id, attempt=attempt))
+            for number in range(first, model.top + 1 + more)
+        ]
+        before = b""
+        if first > 1:
+            state = Fold().state()
+            before = encode_snapshot(self.job_id, first - 1, attempt=attempt, created_at=NOW, fold=state)
+        args = rewrite_args(
+            self.log.keys,
+            self.job_id,
+            owner=owner,
+            lease_s=LEASE_S,
+            first=first,
+            snapshot=before,
+            events=events,
+            record=Record(
+                status="in_progress",
+                attempt=attempt,
+                created_at=NOW,
+                tenant="default",
+                options=Options(),
+                request=BODY,
+            ),
+        )
+        got = self.runner.run(self.log.scripts.evalsha(REWRITE, *args))
+        assert got[0].decode() == model.rewrite(attempt, owner, first, before, events)
+        assert got[1] == model.top
+
+    @precondition(lambda self: self.model.is_open)
+    @rule(what=st.sampled_from(["log", "tail", "record", "all"]))
+    def lose(self, what: str) -> None:
+        """Redis loses some of a job that has not ended."""
+        keys = self.log.keys.job(self.job_id)
+
+        async def delete() -> None:
+            client = self.log.client
+            if what != "record":
+                await client.delete(keys.log)
+            if what == "tail":  # as a replica has it that was behind; XDEL would leave a trace
+                for event in self.model.events[:-1]:
+                    await client.xadd(keys.log, {"e": event}, id=f"{sequence_number_of(event)}-0")
+                await client.expire(keys.log, 60)
+            if what in {"record", "all"}:
+                await client.delete(keys.meta)
+            if what == "all":
+                await client.delete(keys.cancel)
+
+        self.runner.run(delete())
+        was, self.model = self.model, Model()
+        if what in {"log", "tail"}:
+            self.model = was
+        elif what == "record":
+            self.model.cancel = was.cancel
+        self.model.events = {"tail": was.events[:-1], "record": was.events}.get(what, [])
 
     @rule(reason=st.sampled_from(["a", "b"]))
     def cancel(self, reason: str) -> None:
@@ -952,7 +1045,9 @@ class JobLogMachine(RuleBasedStateMachine):
     def the_log_is_the_models(self) -> None:
         events = self.runner.run(self.log.read(self.job_id, 0))
         assert events == self.model.events
-        assert [sequence_number_of(event) for event in events] == list(range(1, len(events) + 1))
+        begins = self.model.top + 1 - len(events)
+        assert [sequence_number_of(event) for event in events] == list(range(begins, begins + len(events)))
+        assert not any(is_snapshot(event) for event in events[1:])
         terminal = [is_terminal(event) for event in events]
         assert not any(terminal[:-1])
         assert any(terminal) is (self.model.status in TERMINAL_STATUSES)
