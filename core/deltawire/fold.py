@@ -183,7 +183,7 @@ def _finished(choice: dict[str, Any]) -> dict[str, Any]:
     message.setdefault("content", None)
     tool_calls = message.get("tool_calls")
     if isinstance(tool_calls, list) and all(isinstance(call, dict) for call in tool_calls):
-        tool_calls.sort(key=lambda call: call.get("index", 0))
+        tool_calls.sort(key=lambda call: index if isinstance(index := call.get("index"), int) else 0)
         for call in tool_calls:
             call.pop("index", None)  # a streaming field only
     return finished

@@ -308,6 +308,16 @@ def test_looking_in_between_changes_nothing(chunks: list[Json]) -> None:
     assert stepwise.completion() == at_once.completion()
 
 
+@pytest.mark.parametrize("index", [None, "1", [0], {}])
+def test_a_tool_call_whose_index_is_no_number_never_raises(index: Json) -> None:
+    """Beside one that has an index, or none: the job must get its end."""
+    fold = Fold()
+    fold.add({"choices": [{"delta": {"tool_calls": [{"id": "a"}, {"index": index, "id": "b"}]}}]})
+    completion = fold.completion()
+    assert completion is not None
+    assert [call["id"] for call in completion["choices"][0]["message"]["tool_calls"]] == ["a", "b"]
+
+
 @pytest.mark.parametrize("value", [5, 1.5, True])
 def test_tool_calls_that_are_no_list_never_raise(value: float) -> None:
     """`"tool_calls": true` is an odd shape like any other."""
