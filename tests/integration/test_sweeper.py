@@ -15,7 +15,7 @@ from deltawire.events import Failed
 from deltawire.keys import LEASE_S, Keys
 from deltawire.log import JobLog
 from deltawire.options import Options
-from deltawire.redis_connection import RedisClient
+from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire.sweeper import Sweeper
 from deltawire_worker.flusher import Flusher
