@@ -29,11 +29,17 @@ class Commands:
         """Raises hiredis.ReplyError and RedisUnavailableError."""
         self._check()
         if args[0] != "XRANGE":
-            return await self._redis.execute(*args)
+            return await self._ask(*args)
         async with self._reads:
             self._check()
-            return await self._redis.execute(*args)
+            return await self._ask(*args)
+
+    async def _ask(self, *args: str | bytes | float) -> Reply:
+        reply = await self._redis.execute(*args)
+        self._feed.note_answer()
+        return reply
 
     def _check(self) -> None:
-        if self._feed.unanswered_s > DOWN_AFTER_S:
-            raise RedisUnavailableError(f"Redis has answered nothing for {self._feed.unanswered_s:.0f} s")
+        silent_s = self._feed.unanswered_s
+        if silent_s > DOWN_AFTER_S:
+            raise RedisUnavailableError(f"Redis has answered nothing for {silent_s:.0f} s")

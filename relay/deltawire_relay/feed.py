@@ -80,6 +80,7 @@ class Feed:
         self._probe = 0  # the number of the last one sent
         self._loop = asyncio.get_running_loop()
         self._proven_at = self._heard_at = self._loop.time()
+        self._answered_at = self._loop.time()  # some command
         self._asked_at: float | None = None  # since when no probe was answered
 
     @property
@@ -100,8 +101,22 @@ class Feed:
 
     @property
     def unanswered_s(self) -> float:
-        """For how long no probe was answered over the connection for commands; 0 when the last one was."""
-        return 0.0 if self._asked_at is None else self._loop.time() - self._asked_at
+        """For how long no command was answered while a probe waits; 0 when the last probe was answered.
+
+        A probe may stand behind ten thousand commands: as long as those are answered, nothing is down.
+        """
+        if self._asked_at is None:
+            return 0.0
+        return self._loop.time() - max(self._asked_at, self._answered_at)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long Redis has been silent by either way."""
+        return max(self.undelivered_s, self.unanswered_s)
+
+    def note_answer(self) -> None:
+        """A command was answered over the connection that probes leave by."""
+        self._answered_at = self._loop.time()
 
     async def start(self) -> None:
         """Raises RedisUnavailableError if Redis is not to be reached."""
@@ -236,7 +251,6 @@ class Feed:
                 self._nodes.look_again()
                 self._seek(name)
             return
-        self._heard_at = self._loop.time()
         if listener := self._listeners.get(name):
             listener.received(push[2])
             self._dirty[listener] = None
@@ -248,13 +262,14 @@ class Feed:
             line.came_back.set()
         is_new, line.is_proven = not line.is_proven, True
         if self.is_delivering:
-            self._proven_at = self._heard_at
+            self._proven_at = self._loop.time()
         if is_new:
             for name, listener in self._listeners.items():
                 if self._nodes.link(name) is line.link:
                     listener.reconnected()
 
     def _on_read(self) -> None:
+        self._heard_at = self._loop.time()
         if self._dirty:
             dirty, self._dirty = self._dirty, {}
             for listener in dirty:
@@ -287,7 +302,7 @@ class Feed:
                     connection.abort()
 
     async def _comes_back(self, line: _Line) -> bool:
-        """Waits longer while anything else comes: the probe may stand behind much of it."""
+        """Waits longer while anything else comes: the probe may stand behind ten thousand subscriptions."""
         for _ in range(PROBE_PATIENCE):
             asked_at = self._loop.time()
             with suppress(TimeoutError):

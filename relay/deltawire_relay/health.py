@@ -28,7 +28,7 @@ class Health:
     async def readyz(self, _: Request) -> Response:
         if self.is_draining:
             return _status("draining", 503)
-        down_s = max(self._feed.undelivered_s, self._feed.unanswered_s)
+        down_s = self._feed.silent_s
         if down_s >= self._unready_after_s:
             return _status("redis_unavailable", 503)
         return _status("ok" if down_s < DEGRADED_AFTER_S else "degraded")

@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 UNKNOWN_JOB_TIMEOUT_S: Final = 60.0
 CHECK_INTERVAL_S: Final = 1.0
 TAIL_CHECK_AFTER_S: Final = 3.0
-OPEN_TIMEOUT_S: Final = 5.0
-SUBSCRIBE_TIMEOUT_S: Final = 1.0
+OPEN_TIMEOUT_S: Final = 10.0
+SUBSCRIBE_LOOK_S: Final = 0.5
 DEGRADED_AFTER_S: Final = 1.0
 HEAL_TIMEOUT_S: Final = 15.0  # longer than LOST_LOOKS take
 HEAL_LOOK_S: Final = 0.5
@@ -101,8 +101,8 @@ class Hub:
         self._subscribing = subscribing
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                if self._feed.undelivered_s < DEGRADED_AFTER_S:
-                    await asyncio.wait([subscribing], timeout=SUBSCRIBE_TIMEOUT_S)
+                while not subscribing.done() and self._feed.silent_s < DEGRADED_AFTER_S:
+                    await asyncio.wait([subscribing], timeout=SUBSCRIBE_LOOK_S)
                 if not subscribing.done():
                     subscribing.add_done_callback(self._on_late_subscription)
                 await self._catch_up()

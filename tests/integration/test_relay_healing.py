@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import redis.asyncio
 
+from deltawire import redis_connection
 from deltawire.codec import encode_snapshot
 from deltawire.fold import LogFold
 from deltawire.options import Options
@@ -21,6 +22,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire_relay import feed as feed_module
 from deltawire_relay import health as health_module
+from deltawire_relay import hub as hub_module
 from deltawire_relay import server as server_module
 from deltawire_relay.feed import Feed
 from tests.support.producer import ProducedJob, Producer, producer
@@ -199,6 +201,9 @@ async def test_readiness_over_an_outage(own_redis: RedisServer, monkeypatch: pyt
     """ok, degraded, 503, and ok again; meanwhile new requests are refused at once (§5.5)."""
     monkeypatch.setattr(server_module, "UNREADY_AFTER_S", 6.0)
     monkeypatch.setattr(health_module, "DEGRADED_AFTER_S", 1.0)
+    # Whoever waited for Redis would wait for longer than this test.
+    monkeypatch.setattr(redis_connection, "COMMAND_TIMEOUT_S", 3_600)
+    monkeypatch.setattr(hub_module, "OPEN_TIMEOUT_S", 3_600)
     async with (
         relay_in_process(own_redis.url, monkeypatch) as address,
         http_client(base_url=f"http://{address}") as client,
@@ -209,13 +214,10 @@ async def test_readiness_over_an_outage(own_redis: RedisServer, monkeypatch: pyt
             await until_status(client, 200, "degraded")
             await until_status(client, 503, "redis_unavailable")
             for path in ("/v1/jobs/a", "/v1/jobs/a/events"):
-                began_at = time.monotonic()
                 answer = await client.get(path)
                 assert answer.status_code == 503
                 assert answer.json()["error"]["code"] == "redis_unavailable"
                 assert int(answer.headers["Retry-After"]) >= 1
-                # Far below any of Redis' own time-outs, on a machine however slow.
-                assert time.monotonic() - began_at < 4
             async with websocket(f"ws://{address}/v1/jobs/a/ws") as refused:
                 messages, code = await refused.until_closed()
                 assert (messages[-1]["error"]["code"], code) == ("redis_unavailable", 4003)

@@ -201,6 +201,10 @@ class FakeFeed(Feed):
     def undelivered_s(self) -> float:
         return 0.0 if self._lost_at is None else asyncio.get_running_loop().time() - self._lost_at
 
+    @property
+    def unanswered_s(self) -> float:
+        return 0.0
+
     async def subscribe(self, channel: str, listener: Listener) -> None:
         self._wanted = listener
         while True:

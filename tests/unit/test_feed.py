@@ -49,8 +49,8 @@ class FakeConnection:
             self.redis.on_ping()
 
     def abort(self) -> None:
-        if self.is_open:
-            self.is_open = False
+        self.is_open = False
+        if not self.lost.done():
             self.lost.set_result(None)
 
 
@@ -274,6 +274,43 @@ def test_a_probe_behind_many_messages_is_waited_for(windows: int) -> None:
             assert feed.is_delivering
 
     check()
+
+
+@virtual_time
+async def test_a_probe_behind_subscriptions_is_waited_for() -> None:
+    """A storm of new hubs must not cost all of them their connection: acknowledgements come through, too."""
+    redis = FakePubSub()
+    original = redis.publish
+    async with feed_on(redis) as feed:
+        held: list[bytes] = []
+
+        def hold(channel: bytes, payload: bytes) -> None:
+            held.append(payload)
+
+        redis.publish = hold  # type: ignore[method-assign]
+        for _ in range(round(2 * PROBE_TIMEOUT_S)):
+            await asyncio.sleep(1)
+            redis.read()
+        redis.publish = original  # type: ignore[method-assign]
+        original(PROBE, held[-1])
+        await asyncio.sleep(5)
+        assert feed.is_delivering
+        assert len(redis.connections) == 1
+
+
+@virtual_time
+async def test_a_probe_behind_other_commands_is_waited_for() -> None:
+    """As long as those are answered, nothing is down; when they are not, that is told at once."""
+    redis = FakePubSub()
+    async with feed_on(redis) as feed:
+        redis.is_silent = True
+        for _ in range(20):
+            await asyncio.sleep(1)
+            feed.note_answer()
+            assert feed.unanswered_s == 0
+        await asyncio.sleep(5)
+        assert feed.unanswered_s == feed.silent_s == pytest.approx(5)
+        redis.is_silent = False
 
 
 @virtual_time

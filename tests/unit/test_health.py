@@ -21,6 +21,7 @@ class SaidFeed(Feed):
 
     def __init__(self, *, undelivered_s: float = 0.0, unanswered_s: float = 0.0) -> None:
         self.said = undelivered_s, unanswered_s
+        self.answers = 0
 
     @property
     def undelivered_s(self) -> float:
@@ -29,6 +30,9 @@ class SaidFeed(Feed):
     @property
     def unanswered_s(self) -> float:
         return self.said[1]
+
+    def note_answer(self) -> None:
+        self.answers += 1
 
 
 @pytest.mark.parametrize(
@@ -62,15 +66,21 @@ class CountingRedis:
     def __init__(self) -> None:
         self.now: dict[str, int] = {}
         self.most: dict[str, int] = {}
+        self.asked = 0
+        self.pause_s = 0.01
+        self.error: Exception | None = None
 
     async def execute(self, *args: str | bytes | float) -> Reply:
         name = str(args[0])
+        self.asked += 1
         self.now[name] = self.now.get(name, 0) + 1
         self.most[name] = max(self.most.get(name, 0), self.now[name])
         try:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.pause_s)
         finally:
             self.now[name] -= 1
+        if self.error is not None:
+            raise self.error
         return b"OK"
 
 
@@ -94,15 +104,20 @@ async def test_log_reads_queue_and_nothing_queues_behind_them() -> None:
 async def test_nobody_waits_for_a_redis_that_answers_nothing() -> None:
     """Known to be down: refused at once, those that had queued included; known to be up: asked."""
     redis, feed = CountingRedis(), SaidFeed()
+    redis.pause_s, redis.error = 10.0, RedisUnavailableError("no answer in time")
     commands = Commands(redis, feed)
-    reads = [asyncio.create_task(commands.execute("XRANGE", "log")) for _ in range(2 * READS_AT_ONCE)]
-    await asyncio.sleep(0.001)
+    reads = [asyncio.create_task(commands.execute("XRANGE", "log")) for _ in range(10 * READS_AT_ONCE)]
+    await asyncio.sleep(DOWN_AFTER_S + 1)
     feed.said = 0.0, DOWN_AFTER_S + 1
     began_at = asyncio.get_running_loop().time()
     with pytest.raises(RedisUnavailableError):
         await commands.execute("EVALSHA", "head")
     assert asyncio.get_running_loop().time() == began_at
     results = await asyncio.gather(*reads, return_exceptions=True)
-    assert [type(result) for result in results].count(RedisUnavailableError) == READS_AT_ONCE
+    assert {type(result) for result in results} == {RedisUnavailableError}
+    assert redis.asked == READS_AT_ONCE
+    assert asyncio.get_running_loop().time() == redis.pause_s
+    redis.pause_s, redis.error = 0.01, None
     feed.said = 0.0, 0.0
     assert await commands.execute("EVALSHA", "head") == b"OK"
+    assert feed.answers == 1

@@ -224,6 +224,25 @@ def test_who_leaves_while_a_log_is_waited_for_leaves_nothing(wait_s: float, smal
     check()
 
 
+@virtual_time
+async def test_a_log_that_cannot_be_read_takes_no_reader_back() -> None:
+    """Its position lies above what the hub has read, not above the log's top: it waits, and goes on there."""
+    redis = FakeRedis()
+    started(redis, 4)
+    hubs = hubs_of(redis)
+    await attach(hubs, position=4)
+    redis.append(*deltas(5, 9), publish=0)
+    redis.away_for = {"read"}
+    reader = await attach(hubs, position=7)
+    await asyncio.sleep(30)
+    assert len(reader.sink.messages) == 1
+    redis.away_for = set()
+    await asyncio.sleep(10)
+    assert reader.sink.numbers == [8, 9]
+    assert reader.sink.subscribed.recovered
+    assert len(reader.sink.messages) == 1
+
+
 # Jobs that are lost.
 
 
