@@ -356,7 +356,7 @@ async def test_new_events_are_published_in_one_message(job_log: OpenedLog) -> No
         await append(job_log, 2, "a", "b")
         await append(job_log, 3, "x", "c")
         await append(job_log, 9, "z")
-        await job_log.client.execute_command(job_log.keys.publish, "dw:{job}:events", b"end")  # type: ignore[no-untyped-call] # redis-py
+        await job_log.executor.execute(job_log.keys.publish, "dw:{job}:events", b"end")
         got: list[bytes] = []
         while not got or got[-1] != b"end":
             message = await channel.get_message(timeout=5)

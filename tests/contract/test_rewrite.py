@@ -15,7 +15,7 @@ from deltawire.options import Options
 from deltawire.record import Record
 from deltawire.scripts import REWRITE
 from tests.support import sample_events as sample
-from tests.support.job_logs import OpenedLog, open_job_log, ttls
+from tests.support.job_logs import OpenedLog, listening, open_job_log, ttls
 from tests.support.log_calls import BODY, LEASE_S, NOW, append, claim, renew, running, submit
 from tests.support.sample_events import line
 
@@ -84,7 +84,7 @@ class Listener:
 
     async def events(self) -> list[bytes]:
         """All that came since the last call."""
-        await self._log.client.publish("dw:{job}:events", b"until here")
+        await self._log.executor.execute(self._log.keys.publish, "dw:{job}:events", b"until here")
         got: list[bytes] = []
         async with asyncio.timeout(10):
             while True:
@@ -141,9 +141,7 @@ async def test_a_rewrite_tells_a_record_that_is_there_what_it_does_not_know(job_
 async def test_a_rewrite_publishes_what_the_log_lacked(job_log: OpenedLog) -> None:
     """No more and no less: of a lost tail the tail, of a lost log all, of a log that is whole nothing."""
     log = await written(job_log, *"abc")
-    async with job_log.client.pubsub(ignore_subscribe_messages=True) as channel:
-        await channel.subscribe("dw:{job}:events")
-        await channel.get_message(timeout=5)
+    async with listening(job_log, "dw:{job}:events") as channel:
         listener = Listener(job_log, channel)
         assert (await rewrite(job_log, 1, log)) == [b"OK", 4, 0]
         assert await listener.events() == []
