@@ -183,7 +183,14 @@ class SentinelServers(_Servers):
 
     def fail_over(self) -> None:
         """Asks for it: the primary gives way, and lives on as a replica."""
-        execute(self.sentinels[0].port, "SENTINEL", "FAILOVER", MASTER)
+        eventually(self._is_failing_over, "the sentinel knows enough of the replica to promote it")
+
+    def _is_failing_over(self) -> bool:
+        try:
+            execute(self.sentinels[0].port, "SENTINEL", "FAILOVER", MASTER)
+        except redis.ResponseError:  # NOGOODSLAVE
+            return False
+        return True
 
     def wait_for_failover(self, lost: RedisServer) -> None:
         """Until every sentinel names another primary than `lost`, which knows it, if it is there."""
