@@ -137,9 +137,9 @@ async def test_loss(chaos: Chaos, name: str, options: dict[str, str], fault: Fau
 async def kill_worker_and_empty(system: System, scenario: Scenario) -> None:
     system.workers[0].process.kill()
     await empty(system, scenario)
+    await asyncio.to_thread(system.start_worker)
 
 
-@pytest.mark.xfail(reason="relays do not end lost jobs yet", strict=False)
 async def test_loss_of_everything(chaos: Chaos) -> None:
     """Where nobody has the job any more, its viewers hear just that, and need not wait for ever."""
     if not chaos.is_full:
@@ -147,7 +147,7 @@ async def test_loss_of_everything(chaos: Chaos) -> None:
     with System() as system:
         name = "FLUSHALL, and the worker killed"
         scenario = await under_streams(chaos, system, name, kill_worker_and_empty)
-    assert set(scenario.figures.endings) == {"failed:state_lost"}
+    assert set(scenario.figures.endings) == {"failed:state_lost", "completed"}  # the latter are later jobs
     scenario.check(max_wait_s=chaos.bound(20), snapshots=True)
 
 
