@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from .ending import AsCancelled, AsFailed, Ending
 from .errors import RedisUnavailableError, WireError
@@ -27,7 +27,7 @@ from .recover import End, recover
 INTERVAL_S: Final = 1.0
 SLOW_S: Final = 1.0
 BATCH: Final = 100
-AT_ONCE: Final = 25
+AT_ONCE: Final = 100
 LOST_MESSAGE_INTERVAL_S: Final = 10.0
 RESEND_PAUSE_S: Final = 60
 
@@ -72,7 +72,7 @@ class Sweeper:
             try:
                 await self.sweep()
             except RedisUnavailableError as error:
-                self._looks.clear()
+                self._forget_looks()
                 _log.warning("cannot sweep: %s", error)
             except WireError as error:
                 _log.warning("cannot sweep: %s", error)
@@ -82,12 +82,12 @@ class Sweeper:
     async def sweep(self) -> None:
         """One look at everything. Raises RedisUnavailableError and WireError `queue_unavailable`."""
         self._seen.clear()
+        self._reported.difference_update(await self._where(self._reported, self._is_not_lost))
         for owner in await self._quickly(self._index.lost_owners()):
             jobs = await self._quickly(self._index.jobs_of(owner))
             if not jobs:
                 await self._index.forget(owner)
-            await self._index.has_run(owner, await self._where(jobs, self._needs_no_look))
-        self._reported.difference_update(await self._where(self._reported, self._needs_no_look))
+            await self._index.has_run(owner, await self._where(jobs, self._is_over))
         self._looks = {look: at for look, at in self._looks.items() if look in self._seen}
         overdue = await self._quickly(self._index.overdue(time.time(), BATCH))
         await self._index.left_queue(await self._where(overdue, self._waits_no_more))
@@ -98,22 +98,29 @@ class Sweeper:
 
     # Lost workers.
 
-    async def _needs_no_look(self, job_id: str) -> bool:
-        """Deals with a job whose worker seems lost. Whether there is nothing to look after (any more)."""
-        head = await self._quickly(self._log.head(job_id))
+    async def _look(self, job_id: str) -> Literal["over", "held", "lost"]:
+        """Deals with a job whose worker seems lost, and says whether it still is."""
+        head = await self._quickly(self._log.head(job_id), job_id)
         record, left_s = head.record, head.lease_left_s
         if record is not None and record.status == "queued":
-            return await self._waits_no_more(job_id)
+            return "over" if await self._waits_no_more(job_id) else "held"
         if record is None or record.status != "in_progress" or left_s is None:
-            return True
+            return "over"
         if left_s > 0:
-            return True  # somebody lives who has it among his own
+            return "held"
         look = (job_id, record.attempt, record.lease_until)
         self._seen.add(look)
         now = asyncio.get_running_loop().time()
         if now - self._looks.setdefault(look, now) < LEASE_S:
-            return False
-        return await self._recover(job_id, record, lost_for_s=-left_s)
+            return "lost"
+        return "over" if await self._recover(job_id, record, lost_for_s=-left_s) else "lost"
+
+    async def _is_over(self, job_id: str) -> bool:
+        # A job that is held stays with the lost owner: whoever holds it may be a sweeper that dies.
+        return await self._look(job_id) == "over"
+
+    async def _is_not_lost(self, job_id: str) -> bool:
+        return await self._look(job_id) != "lost"
 
     async def _recover(self, job_id: str, record: Record, *, lost_for_s: float) -> bool:
         """Ends the job, or sends its message once more. Whether it has ended."""
@@ -139,7 +146,7 @@ class Sweeper:
 
     async def _waits_no_more(self, job_id: str) -> bool:
         """Ends a queued job that no worker took in time."""
-        head = await self._quickly(self._log.head(job_id))
+        head = await self._quickly(self._log.head(job_id), job_id)
         record = head.record
         if record is None or record.status != "queued":
             return True
@@ -165,7 +172,7 @@ class Sweeper:
 
     async def _has_left_queue(self, job_id: str) -> bool:
         """Sends the message of a job that was queued at the last look, too. Whether it is queued no more."""
-        record = (await self._quickly(self._log.head(job_id))).record
+        record = (await self._quickly(self._log.head(job_id), job_id)).record
         if record is None:
             return False  # its record may come just now; at its deadline it is looked at again
         if record.status != "queued":
@@ -186,7 +193,8 @@ class Sweeper:
     async def _where(self, job_ids: Iterable[str], is_so: Callable[[str], Awaitable[bool]]) -> list[str]:
         """Those jobs of which it is so; some at a time, in an order that other sweepers do not have.
 
-        A job that cannot be looked at keeps nobody from the others. Raises RedisUnavailableError.
+        A job that cannot be looked at keeps nobody from the others. Raises RedisUnavailableError where all
+        are on the server that does not answer.
         """
         left = list(job_ids)
         random.shuffle(left)
@@ -197,6 +205,8 @@ class Sweeper:
             for job_id, answer in zip(some, answers, strict=True):
                 if isinstance(answer, WireError):
                     _log.warning("cannot look after a job: %s", answer, extra={"job_id": job_id})
+                elif isinstance(answer, RedisUnavailableError) and self._log.keys.is_sharded:
+                    self._forget_looks(job_id)
                 elif isinstance(answer, RedisUnavailableError) or not isinstance(answer, bool | Exception):
                     raise answer
                 elif isinstance(answer, Exception):
@@ -205,7 +215,7 @@ class Sweeper:
                     found.append(job_id)
         return found
 
-    async def _quickly(self, answer: Awaitable[_T]) -> _T:
+    async def _quickly(self, answer: Awaitable[_T], job_id: str = "") -> _T:
         """The answer; one that took long makes what was seen before it worthless."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
@@ -213,4 +223,11 @@ class Sweeper:
             return await answer
         finally:
             if loop.time() - asked_at > SLOW_S:
-                self._looks.clear()
+                self._forget_looks(job_id)
+
+    def _forget_looks(self, job_id: str = "") -> None:
+        """Redis was slow or away. On a cluster that is one server, and says nothing about jobs on others."""
+        if not self._log.keys.is_sharded:
+            self._looks.clear()
+        elif job_id:
+            self._looks = {look: at for look, at in self._looks.items() if look[0] != job_id}

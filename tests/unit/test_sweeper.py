@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 from fakeredis import FakeAsyncRedis
 
@@ -54,6 +55,7 @@ class SlowExecutor(FakeExecutor):
         super().__init__(client)
         self.delay_s = 0.0
         self.error: Exception | None = None
+        self.unreachable = ""  # keys with this in their names
         self.calls = 0
 
     async def execute(self, *args: str | bytes | float) -> Reply:
@@ -62,6 +64,8 @@ class SlowExecutor(FakeExecutor):
             await asyncio.sleep(self.delay_s)
         if self.error is not None:
             raise self.error
+        if self.unreachable and any(self.unreachable in str(arg) for arg in args):
+            raise RedisUnavailableError("no answer in time")
         return await super().execute(*args)
 
 
@@ -303,6 +307,32 @@ async def test_a_sweeper_that_dies_before_the_end_is_succeeded(w: World) -> None
     last = await w.last()
     assert isinstance(last, Failed)
     assert last.attempt == 3
+
+
+@in_a_world
+async def test_a_job_that_another_sweeper_holds_is_not_forgotten(w: World) -> None:
+    """That one may die before the end; nobody else knows of the job then."""
+    await w.lost()
+    await w.log.claim("job", owner="other sweeper", lease_s=60, take_over=1)
+    await w.sweep_twice()
+    await w.client.hset("dw:{job}:meta", "lease_until", 1)
+    await w.sweep_twice()
+    assert await w.status() == "failed"
+
+
+@in_a_world
+async def test_a_lost_server_of_a_cluster_keeps_nobody_from_the_others(w: World) -> None:
+    """Jobs whose server does not answer are left for later; those on other servers end."""
+    w.log.keys = msgspec.structs.replace(w.log.keys, publish="SPUBLISH")
+    for job_id in ("here", "there"):
+        await w.lost(job_id)
+    w.executor.unreachable = "{there}"
+    await w.sweep_twice()
+    assert await w.status("here") == "failed"
+    w.executor.unreachable = ""
+    assert await w.status("there") == "in_progress"
+    await w.sweep_twice()
+    assert await w.status("there") == "failed"
 
 
 @in_a_world
