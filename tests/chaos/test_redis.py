@@ -12,6 +12,7 @@ import redis.asyncio
 from deltawire.redis_server import RedisServer
 from tests.chaos.conftest import Chaos
 from tests.chaos.scenario import Scenario
+from tests.support.redis_servers import ClusterServers, SentinelServers
 from tests.support.system import System, request
 
 PROGRAM = os.environ.get("DELTAWIRE_TEST_REDIS_PROGRAM")
@@ -160,8 +161,7 @@ async def kill_primary(system: System, scenario: Scenario) -> None:
 
 async def test_failover(chaos: Chaos) -> None:
     """Sentinel promotes a replica: every job goes on or ends."""
-    servers = pytest.importorskip("tests.support.redis_servers")
-    with servers.SentinelServers() as sentinel, System(redis=sentinel) as system:
+    with SentinelServers() as sentinel, System(redis=sentinel) as system:
         scenario = await under_streams(chaos, system, "Sentinel failover", kill_primary)
     scenario.check(max_wait_s=chaos.bound(30), snapshots=True)
 
@@ -173,10 +173,9 @@ async def kill_node(system: System, scenario: Scenario) -> None:
 
 async def test_loss_of_a_cluster_node(chaos: Chaos) -> None:
     """Its replica takes over; the other nodes' jobs do not notice."""
-    servers = pytest.importorskip("tests.support.redis_servers")
     with (
         RedisServer(program=PROGRAM) as broker,
-        servers.ClusterServers(replicas=True) as cluster,
+        ClusterServers(replicas=True) as cluster,
         System(redis=cluster, broker_url=broker.url) as system,
     ):
         scenario = await under_streams(chaos, system, "cluster node killed", kill_node)
