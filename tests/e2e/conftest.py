@@ -15,10 +15,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def system() -> Iterator[System]:
-    """Redis, gateway, relay and one worker for the whole session. Leave them as they are."""
+def shared_system() -> Iterator[System]:
     with System() as system:
         yield system
+
+
+@pytest.fixture(scope="session")
+def system(shared_system: System) -> System:
+    """Redis, gateway, relay and one worker for the whole session. Leave them as they are."""
+    return shared_system
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +34,6 @@ def long_task(request: pytest.FixtureRequest) -> Iterator[object]:
         return
     from tests.e2e.test_other_celery_app import LongTask
 
-    system: System = request.getfixturevalue("system")
+    system: System = request.getfixturevalue("shared_system")  # a module may have its own `system`
     with LongTask(system.redis_url) as long_task:
         yield long_task
