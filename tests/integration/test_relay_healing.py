@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import redis.asyncio
 
-from deltawire import redis_connection
+from deltawire import redis_client
 from deltawire.codec import encode_snapshot
 from deltawire.fold import LogFold
 from deltawire.options import Options
@@ -202,7 +202,7 @@ async def test_readiness_over_an_outage(own_redis: RedisServer, monkeypatch: pyt
     monkeypatch.setattr(server_module, "UNREADY_AFTER_S", 6.0)
     monkeypatch.setattr(health_module, "DEGRADED_AFTER_S", 1.0)
     # Whoever waited for Redis would wait for longer than this test.
-    monkeypatch.setattr(redis_connection, "COMMAND_TIMEOUT_S", 3_600)
+    monkeypatch.setattr(redis_client, "COMMAND_TIMEOUT_S", 3_600)
     monkeypatch.setattr(hub_module, "OPEN_TIMEOUT_S", 3_600)
     async with (
         relay_in_process(own_redis.url, monkeypatch) as address,
