@@ -85,15 +85,15 @@ async def test_pubsub(chaos: Chaos, kind: str) -> None:
             enough = asyncio.Event()
             async with chaos.scenario(f"pub/sub {kind}", system) as scenario:
                 scenario.has_completions = False
+                losses.on_loss = lambda: scenario.strike(lambda: None)
                 written = [jobs.job() for _ in range(chaos.pick(50, 20))]
                 scenario.jobs = [job.job_id for job in written]
                 for _ in range(chaos.pick(100, 20)):
                     scenario.crowd.open_socket(scenario.jobs)
                 async with asyncio.TaskGroup() as group:
                     for job in written:
-                        group.create_task(
-                            write(job, random.Random(job.job_id), chaos.pick(0.75, 0.3), enough)
-                        )
+                        dice = random.Random(scenario.randomness.random())
+                        group.create_task(write(job, dice, chaos.pick(0.75, 0.3), enough))
                     await scenario.streaming()
                     await fault(scenario, proxy, chaos)
                     enough.set()

@@ -5,6 +5,7 @@ RESP3 pushes look like `>3 $7 message $… channel $… payload`, a line end aft
 """
 
 import random
+from collections.abc import Callable
 from typing import Final
 
 _TERMINAL: Final = tuple(
@@ -44,14 +45,15 @@ class Losses:
         self._randomness = randomness
         self._share = share
         self._share_of_last = share_of_last
-        self.messages = 0
+        self.on_loss: Callable[[], None] = lambda: None
         self.lost = 0
         self.lost_last = 0
 
     def is_lost(self, push: bytes) -> bool:
-        self.messages += 1
         is_last = any(kind in push for kind in _TERMINAL)
         is_lost = self._randomness.random() < (self._share_of_last if is_last else self._share)
+        if is_lost:
+            self.on_loss()
         self.lost += is_lost
         self.lost_last += is_lost and is_last
         return is_lost
