@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Final
 
 from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
@@ -23,7 +24,7 @@ from deltawire.record import Record
 
 from .feed import Feed
 from .subscriber import Subscriber
-from .tail import Batch, Tail, batches
+from .tail import Batch, Tail, batches, merged_batches
 
 _log = logging.getLogger(__name__)
 
@@ -249,12 +250,12 @@ class Hub:
         finally:
             del self._pages[after, count]
         if not lines:
-            return Page((), ())
+            return Page()
         first = sequence_number_of(lines[0]) + is_snapshot(lines[0])
         if first != after + 1:
             self.earliest = first
-            return Page((), ())
-        return Page(lines, tuple(batches(after, lines)))
+            return Page()
+        return Page(after, lines)
 
     def _merge(self, payloads: list[bytes]) -> bool:
         """Adds live payloads to the tail. False: events are missing before one of them."""
@@ -429,8 +430,19 @@ class Hub:
 
 
 class Page:
-    """Consecutive events of a log, and batches of them; empty where they are gone."""
+    """Consecutive events of a log, and batches of them, made once for all who share it.
 
-    def __init__(self, lines: Sequence[bytes], batches: Sequence[Batch]) -> None:
+    Empty where the events are gone.
+    """
+
+    def __init__(self, after: int = 0, lines: Sequence[bytes] = ()) -> None:
         self.lines = lines
-        self.batches = batches
+        self._after = after
+
+    @cached_property
+    def batches(self) -> Sequence[Batch]:
+        return tuple(batches(self._after, self.lines))
+
+    @cached_property
+    def merged_batches(self) -> Sequence[Batch]:
+        return tuple(merged_batches(self._after, self.lines))

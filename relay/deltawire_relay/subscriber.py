@@ -9,7 +9,7 @@ from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.log import FIRST_PAGE_EVENTS, next_page_events
 from deltawire.messages import Snapshot, Subscribed
 
-from .tail import Batch, merged_batches
+from .tail import Batch
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -188,13 +188,14 @@ class Subscriber:
         hub = self.hub
         while self.is_open and self._sink.is_writable and self.position < hub.tail.base:
             page = await hub.page(self.position, self._page_events)
-            if not page.batches:
+            if not page.lines:
                 await self._jump(beyond=self.position)
                 return
             before = self.position
-            for batch in merged_batches(self.position, page.lines) if self._merge else page.batches:
-                if self._sink.is_writable:
-                    self._write(batch)
+            for batch in page.merged_batches if self._merge else page.batches:
+                if not self._sink.is_writable:
+                    break
+                self._write(batch)
             self._adapt(page.lines, self.position - before)
 
     def _adapt(self, page: Sequence[bytes], taken: int) -> None:

@@ -36,11 +36,12 @@ async def attach(
     mode: str = "replay",
     tenant: str | None = None,
     sink: FakeSink | None = None,
+    merge: bool = False,
 ) -> Reader:
     """Subscribes as the doors do."""
     hub, _ = await hubs.acquire(JOB)
     sink = sink or FakeSink()
-    subscriber = Subscriber(hub, sink, tenant=tenant, position=position)
+    subscriber = Subscriber(hub, sink, tenant=tenant, position=position, merge=merge)
     hub.subscribers.add(subscriber)
     await subscriber.open(mode=mode)
     return Reader(hubs, hub, sink, subscriber)

@@ -397,24 +397,28 @@ async def test_a_job_that_may_have_ended_unheard_and_expired_is_not_called_lost(
 # Pages that are shared.
 
 
+@pytest.mark.parametrize("merge", [False, True])
 @virtual_time
-async def test_late_readers_at_one_position_share_pages_and_what_is_encoded(small_tail: None) -> None:
-    """A hundred who come at once cost as many reads as one, and each frame is made once."""
+async def test_late_readers_at_one_position_share_pages_and_what_is_encoded(
+    merge: bool, small_tail: None
+) -> None:
+    """A hundred who come at once cost as many reads as one; each frame is made, and merged, once."""
     redis = FakeRedis()
     started(redis, 40)
     hubs = hubs_of(redis)
     await attach(hubs, position=40)
     redis.moments.clear()
-    await attach(hubs, position=3)
+    alone_sink = (await attach(hubs, position=3, merge=merge)).sink
     await asyncio.sleep(SETTLE_S)
+    assert (alone_sink.lines == redis.history[3:]) != merge
     alone = redis.moments.count("read:sent")
     redis.moments.clear()
     sinks = [FakeSink() for _ in range(100)]
-    await asyncio.gather(*(attach(hubs, position=3, sink=sink) for sink in sinks))
+    await asyncio.gather(*(attach(hubs, position=3, sink=sink, merge=merge) for sink in sinks))
     await asyncio.sleep(SETTLE_S)
     assert redis.moments.count("read:sent") == alone
     for sink in sinks:
-        assert sink.lines == redis.history[3:]
+        assert sink.lines == alone_sink.lines
         assert [id(batch) for batch in sink.batches] == [id(batch) for batch in sinks[0].batches]
 
 
