@@ -3,7 +3,7 @@
     PYTHONPATH=. .venv/bin/python benchmarks/slow_clients.py [--slow 300] [--seconds 5]
 
 For each door (WebSocket, SSE, and both with merge=true): a relay process, one good reader whose delay per
-delta is measured alone, then beside slow readers of jobs that stream on. Each slow reader takes no byte, or
+delta is measured alone, while slow readers come and catch up, and beside them when their jobs stream on. Each slow reader takes no byte, or
 100 bytes a second, with the smallest receive buffer that the system gives it. Memory is the growth of the
 relay's resident memory, divided by the number of slow readers.
 """
@@ -109,14 +109,17 @@ async def measure(name: str, door: str, count: int, seconds: float, redis_url: s
                 await asyncio.sleep(1)
                 before = relay.rss_bytes
                 paths = [door.format(watched[at % JOBS].job_id) for at in range(count)]
+                coming = asyncio.create_task(delays_of(relay, good, seconds))
                 async with slow_readers(relay, paths, drips):
-                    await asyncio.sleep(2)
+                    catching_up = await coming
                     streams = [asyncio.create_task(stream(job, seconds)) for job in watched[:2]]
                     beside = await delays_of(relay, good, seconds)
                     await asyncio.gather(*streams)
                     grown = relay.rss_bytes - before
     neighbour = ", ".join(
-        f"p{share:.0%} {in_ms(alone, share)} -> {in_ms(beside, share)} ms".replace("%", "")
+        f"p{share:.0%} {' -> '.join(in_ms(delays, share) for delays in (alone, catching_up, beside))} ms".replace(
+            "%", ""
+        )
         for share in (0.5, 0.99)
     )
     print(

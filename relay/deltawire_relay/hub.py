@@ -10,8 +10,7 @@ it.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable
 from typing import Final
 
 from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
@@ -23,8 +22,9 @@ from deltawire.messages import Snapshot
 from deltawire.record import Record
 
 from .feed import Feed
+from .page import Page, PageReads
 from .subscriber import Subscriber
-from .tail import Batch, Tail, batches, merged_batches
+from .tail import Tail
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Hub:
         log: JobLog,
         feed: Feed,
         report: Callable[[str], None],
-        page_reads: asyncio.Semaphore,
+        page_reads: PageReads,
     ) -> None:
         self.job_id = job_id
         self.record: Record | None = None
@@ -151,7 +151,7 @@ class Hub:
 
     # What subscribers and the jobs API call.
 
-    async def page(self, after: int, count: int) -> "Page":
+    async def page(self, after: int, count: int) -> Page:
         """At most `count` events of the log after `after`, none of which the tail holds.
 
         Empty where they are gone. All who ask for the same page while it is read share it.
@@ -243,9 +243,9 @@ class Hub:
                 fold.add(line)
         return True
 
-    async def _read_page(self, after: int, count: int) -> "Page":
+    async def _read_page(self, after: int, count: int) -> Page:
         try:
-            async with self._page_reads:
+            async with self._page_reads.room(self.tail.base - after):
                 lines = await self._log.read(self.job_id, after, self.tail.base, count=count)
         finally:
             del self._pages[after, count]
@@ -427,22 +427,3 @@ class Hub:
                     await self._compare()
             except RedisUnavailableError as error:
                 _log.debug("cannot check on %s: %s", self.job_id, error)
-
-
-class Page:
-    """Consecutive events of a log, and batches of them, made once for all who share it.
-
-    Empty where the events are gone.
-    """
-
-    def __init__(self, after: int = 0, lines: Sequence[bytes] = ()) -> None:
-        self.lines = lines
-        self._after = after
-
-    @cached_property
-    def batches(self) -> Sequence[Batch]:
-        return tuple(batches(self._after, self.lines))
-
-    @cached_property
-    def merged_batches(self) -> Sequence[Batch]:
-        return tuple(merged_batches(self._after, self.lines))

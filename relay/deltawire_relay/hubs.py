@@ -3,14 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from deltawire.log import JobLog
 
 from .feed import Feed
 from .hub import Hub
-
-MAX_PAGES: Final = 2
+from .page import PageReads
 
 
 class Hubs:
@@ -21,8 +19,7 @@ class Hubs:
         self._log = log
         self._feed = feed
         self._report = report
-        # Hundreds of readers that come back at once would each hold a page of the log.
-        self._page_reads = asyncio.Semaphore(MAX_PAGES)
+        self._page_reads = PageReads()
         self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:

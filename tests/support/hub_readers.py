@@ -37,9 +37,10 @@ async def attach(
     tenant: str | None = None,
     sink: FakeSink | None = None,
     merge: bool = False,
+    job_id: str = JOB,
 ) -> Reader:
     """Subscribes as the doors do."""
-    hub, _ = await hubs.acquire(JOB)
+    hub, _ = await hubs.acquire(job_id)
     sink = sink or FakeSink()
     subscriber = Subscriber(hub, sink, tenant=tenant, position=position, merge=merge)
     hub.subscribers.add(subscriber)

@@ -14,7 +14,8 @@ import pytest
 from deltawire.errors import RedisUnavailableError
 from deltawire.fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub, Page
+from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub
+from deltawire_relay.page import Page
 from deltawire_relay.subscriber import HEAL_TIMEOUT_S
 from tests.support.fake_log import LATENCY_S, FakeRedis, FakeSink
 from tests.support.hub_readers import JOB, SETTLE_S, Reader, attach, deltas, hubs_of, started

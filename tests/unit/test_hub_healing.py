@@ -435,3 +435,19 @@ async def test_who_leaves_does_not_take_a_shared_page_from_the_others(small_tail
     await asyncio.sleep(SETTLE_S)
     assert first.sink.lines == []
     assert second.sink.lines == redis.history[3:]
+
+
+@virtual_time
+async def test_who_lacks_little_does_not_wait_for_those_who_replay_much(small_tail: None) -> None:
+    """Twenty replays at once leave a viewer that joins a stream its place (§4.7)."""
+    redis = FakeRedis()
+    started(redis, 200)
+    hubs = hubs_of(redis)
+    replays = [await attach(hubs, job_id=f"job-{number}") for number in range(20)]
+    await attach(hubs, position=200)
+    joining = await attach(hubs, position=190)
+    await asyncio.sleep(SETTLE_S)
+    assert joining.sink.numbers == list(range(191, 201))
+    assert not any(reader.sink.numbers[-1:] == [200] for reader in replays)
+    await asyncio.sleep(5)
+    assert all(reader.sink.lines == redis.lines for reader in replays)
