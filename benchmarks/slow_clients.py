@@ -3,9 +3,9 @@
     PYTHONPATH=. .venv/bin/python benchmarks/slow_clients.py [--slow 300] [--seconds 5]
 
 For each door (WebSocket, SSE, and both with merge=true): a relay process, one good reader whose delay per
-delta is measured alone, while slow readers come and catch up, and beside them when their jobs stream on. Each slow reader takes no byte, or
-100 bytes a second, with the smallest receive buffer that the system gives it. Memory is the growth of the
-relay's resident memory, divided by the number of slow readers.
+delta is measured alone, while slow readers come and catch up, and beside them when their jobs stream on.
+Each slow reader takes no byte, or 100 bytes a second, with the smallest receive buffer that the system gives
+it. Memory is the growth of the relay's resident memory, divided by the number of slow readers.
 """
 
 import argparse
@@ -117,10 +117,8 @@ async def measure(name: str, door: str, count: int, seconds: float, redis_url: s
                     await asyncio.gather(*streams)
                     grown = relay.rss_bytes - before
     neighbour = ", ".join(
-        f"p{share:.0%} {' -> '.join(in_ms(delays, share) for delays in (alone, catching_up, beside))} ms".replace(
-            "%", ""
-        )
-        for share in (0.5, 0.99)
+        f"p{share} {' -> '.join(in_ms(delays, share / 100) for delays in (alone, catching_up, beside))} ms"
+        for share in (50, 99)
     )
     print(
         f"{name:26} {grown / count / 1024:5.1f} KiB each; neighbour's delay {neighbour}",

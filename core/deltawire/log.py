@@ -291,6 +291,17 @@ class JobLog:
         value: bytes | None = await self.scripts.execute("GET", self.keys.job(job_id).cancel)
         return None if value is None else decode_cancel(value or b"1")
 
+    async def cancel_requested(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of the jobs whose cancel key exists: one call for all (on a cluster one for each)."""
+        if not job_ids:
+            return []
+        keys = [self.keys.job(job_id).cancel for job_id in job_ids]
+        if self.keys.is_sharded:
+            values = await asyncio.gather(*(self.scripts.execute("GET", key) for key in keys))
+        else:
+            values = await self.scripts.execute("MGET", *keys)
+        return [job_id for job_id, value in zip(job_ids, values, strict=True) if value is not None]
+
     async def is_watched(self, job_id: str) -> bool:
         """Whether some relay listens to the job's channel, or has said that it watches without listening."""
         keys = self.keys.job(job_id)

@@ -9,6 +9,7 @@ it.
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -29,8 +30,6 @@ from .tail import Tail
 _log = logging.getLogger(__name__)
 
 UNKNOWN_JOB_TIMEOUT_S: Final = 60.0
-CHECK_INTERVAL_S: Final = 1.0
-TAIL_CHECK_AFTER_S: Final = 3.0
 OPEN_TIMEOUT_S: Final = 10.0
 SUBSCRIBE_LOOK_S: Final = 0.5
 DEGRADED_AFTER_S: Final = 1.0
@@ -78,7 +77,9 @@ class Hub:
         self._has_dropped = False  # what was held, or never heard, since the log was read last
         self._subscribing: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
-        self._checking: asyncio.Task[None] | None = None
+        self._is_closed = False
+        # So that of hubs that are made together not all have their dear look together.
+        self._looks = random.randrange(60)  # noqa: S311 - no secret
         self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
         self._has_expired = False  # as far as we know, if the record is gone
         self._fold = LogFold()
@@ -89,7 +90,11 @@ class Hub:
     @property
     def is_live(self) -> bool:
         """Whether it follows a job that has not ended, and reads nothing just now."""
-        return self.record is not None and not self.is_ended and self._held is None
+        return self.record is not None and self._is_following
+
+    @property
+    def _is_following(self) -> bool:
+        return not (self.is_ended or self._is_closed or self._held is not None)
 
     async def open(self) -> None:
         """Goes live. Raises RedisUnavailableError; close it then, too.
@@ -109,7 +114,6 @@ class Hub:
                 await self._catch_up()
         except TimeoutError as error:
             raise RedisUnavailableError("the log could not be read within the time allowed") from error
-        self._checking = asyncio.create_task(self._check(), name=f"hub-check-{self.job_id}")
 
     def _on_late_subscription(self, subscribing: asyncio.Task[None]) -> None:
         if not subscribing.cancelled():
@@ -117,8 +121,9 @@ class Hub:
 
     def close(self) -> None:
         """Leaves the channel and ends the hub's tasks. Idempotent."""
+        self._is_closed = True
         self._feed.unsubscribe(self._channel)
-        for task in (self._subscribing, self._catching_up, self._checking, *self._pages.values()):
+        for task in (self._subscribing, self._catching_up, *self._pages.values()):
             if task is not None:
                 task.cancel()
 
@@ -148,6 +153,70 @@ class Hub:
             self._hold([])
         else:
             self._has_dropped = True
+
+    # What looks after all hubs calls.
+
+    def refuse_strangers(self) -> None:
+        """Refuses those for whom no job has come in time."""
+        now = asyncio.get_running_loop().time()
+        for subscriber in tuple(self.subscribers):
+            if not subscriber.is_allowed and now - subscriber.attached_at >= UNKNOWN_JOB_TIMEOUT_S:
+                subscriber.refuse(
+                    WireError("unknown_job", f"no such job came within {UNKNOWN_JOB_TIMEOUT_S:.0f} s")
+                )
+
+    def is_silent(self, for_s: float) -> bool:
+        """Whether it follows a job of which nothing was heard for so long, or ever."""
+        if not self._is_following:
+            return False
+        return self.record is None or asyncio.get_running_loop().time() - self._last_event_at >= for_s
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether only `compare` will do."""
+        return self.record is None or self._lost_looks > 0
+
+    def begin_look(self) -> int:
+        """Until the next one it is not silent any more. Returns the look's number."""
+        self._last_event_at = asyncio.get_running_loop().time()
+        self._looks += 1
+        return self._looks
+
+    def saw(self, top: int, lines: list[bytes]) -> bool:
+        """Takes what the log has from event `top` on, where the tail ended. False: there is nothing."""
+        if not lines:
+            return False
+        if self._is_following:
+            self._seen_at = asyncio.get_running_loop().time()
+        if len(lines) > 1 or sequence_number_of(lines[0]) != top:
+            self.read_on(lines)
+        return True
+
+    async def compare(self) -> None:
+        """Looks at the record and the log's end: beyond the tail (a lost message) or before it (lost writes).
+
+        Raises RedisUnavailableError.
+        """
+        head = await self._log.head(self.job_id)
+        if not self._is_following:
+            return
+        if head.is_overdue(time.time()):
+            self._report(self.job_id)
+        now = asyncio.get_running_loop().time()
+        if head.record is not None:
+            self._seen_at = now
+        if self.record is None or (head.record is not None and head.top >= self.tail.top):
+            self._lost_looks = 0
+        if head.top > self.tail.top:
+            self._hold([])
+        elif self.record is not None and (head.record is None or head.top < self.tail.top):
+            # One look is not enough: a worker that holds the events may be about to heal the log.
+            if self._lost_looks == 0:
+                self._has_expired = now - self._seen_at >= self.record.options.retention_s
+            self._lost_looks += 1
+            if self._lost_looks >= LOST_LOOKS:
+                self._lost_looks = 0
+                self._lose(head)
 
     # What subscribers and the jobs API call.
 
@@ -331,36 +400,14 @@ class Hub:
 
     def _take(self, page: list[bytes]) -> bool:
         """Adds a page of the log to the tail. False: events are missing before it, in the log itself."""
-        if is_snapshot(page[0]):
+        has_snapshot = is_snapshot(page[0])
+        if has_snapshot and sequence_number_of(page[0]) > self.tail.top:
             return False
         try:
-            self._note(self.tail.extend(page))
+            self._note(self.tail.extend(page[has_snapshot:]))
         except GapError:
             return False
         return True
-
-    async def _compare(self) -> None:
-        """Looks at the log's end: further than the tail's (a lost message), or nearer (lost writes)."""
-        head = await self._log.head(self.job_id)
-        if self._held is not None or self.is_ended:
-            return
-        if head.is_overdue(time.time()):
-            self._report(self.job_id)
-        now = asyncio.get_running_loop().time()
-        if head.record is not None:
-            self._seen_at = now
-        if self.record is None or (head.record is not None and head.top >= self.tail.top):
-            self._lost_looks = 0
-        if head.top > self.tail.top:
-            self._hold([])
-        elif self.record is not None and (head.record is None or head.top < self.tail.top):
-            # One look is not enough: a worker that holds the events may be about to heal the log.
-            if self._lost_looks == 0:
-                self._has_expired = now - self._seen_at >= self.record.options.retention_s
-            self._lost_looks += 1
-            if self._lost_looks >= LOST_LOOKS:
-                self._lost_looks = 0
-                self._lose(head)
 
     def _lose(self, head: Head) -> None:
         """Redis has lost acknowledged writes for good: what is left is the log."""
@@ -403,27 +450,3 @@ class Hub:
         self.is_ended = head.record.is_terminal
         self.tail = Tail(head.top)
         self._news.set()
-
-    async def _check(self) -> None:
-        """Once a second, what pub/sub does not tell: a bare cancel key, a lost message, too long a wait."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-            now = loop.time()
-            for subscriber in tuple(self.subscribers):
-                if not subscriber.is_allowed and now - subscriber.attached_at >= UNKNOWN_JOB_TIMEOUT_S:
-                    subscriber.refuse(
-                        WireError("unknown_job", f"no such job came within {UNKNOWN_JOB_TIMEOUT_S:.0f} s")
-                    )
-            if self.is_ended:
-                continue
-            try:
-                if self.status == "queued" and await self._log.cancel_request(self.job_id):
-                    await self._log.cancel(self.job_id, reason="cancel_key")
-                if self._held is None and (
-                    self.record is None or now - self._last_event_at >= TAIL_CHECK_AFTER_S
-                ):
-                    self._last_event_at = now
-                    await self._compare()
-            except RedisUnavailableError as error:
-                _log.debug("cannot check on %s: %s", self.job_id, error)

@@ -8,6 +8,7 @@ from deltawire.log import JobLog
 
 from .feed import Feed
 from .hub import Hub
+from .looks import Looks
 from .page import PageReads
 
 
@@ -21,6 +22,8 @@ class Hubs:
         self._report = report
         self._page_reads = PageReads()
         self._entries: dict[str, _Entry] = {}
+        self._looks = Looks(self, log)
+        self._looking: asyncio.Task[None] | None = None  # while there are hubs
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -48,6 +51,8 @@ class Hubs:
         entry = self._entries.get(job_id)
         if entry is None:
             entry = self._entries[job_id] = _Entry(self._new_hub(job_id))
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._looks.keep(), name="looks")
         entry.holders += 1
         try:
             # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.
@@ -65,6 +70,9 @@ class Hubs:
         if entry.holders == 0:
             if self._entries.get(entry.hub.job_id) is entry:
                 del self._entries[entry.hub.job_id]
+            if not self._entries and self._looking is not None:
+                self._looking.cancel()
+                self._looking = None
             entry.opened.cancel()
             entry.hub.close()
 

@@ -721,6 +721,14 @@ async def test_news_of_many_logs_at_once(job_log: OpenedLog) -> None:
     assert await job_log.news({}) == {}
 
 
+async def test_cancel_keys_of_many_jobs_at_once(job_log: OpenedLog) -> None:
+    """Whatever was set, by whomever; a key that is empty is there, too."""
+    await job_log.executor.execute("SET", "dw:{a}:cancel", "1")
+    await job_log.executor.execute("SET", "dw:{b}:cancel", "")
+    assert await job_log.cancel_requested(["a", "none", "b"]) == ["a", "b"]
+    assert await job_log.cancel_requested([]) == []
+
+
 async def test_a_record_of_a_newer_version_is_read(job_log: OpenedLog) -> None:
     """An option that a newer submitter stored does not make an older worker's claim fail half way."""
     await submit(job_log)

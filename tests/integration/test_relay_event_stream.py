@@ -8,6 +8,7 @@ from deltawire.redis_server import RedisServer
 from deltawire_relay import event_stream as event_stream_module
 from deltawire_relay import hub as hub_module
 from deltawire_relay import hubs as hubs_module
+from deltawire_relay import looks as looks_module
 from tests.support.producer import Producer
 from tests.support.readers import (
     WAIT_S,
@@ -102,7 +103,7 @@ async def test_an_unknown_job_is_waited_for_then_refused(
 ) -> None:
     """`subscribed` unknown, comments while nothing comes, then `error` without an id, and the end (§7)."""
     monkeypatch.setattr(hub_module, "UNKNOWN_JOB_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(looks_module, "CHECK_INTERVAL_S", 0.05)
     monkeypatch.setattr(event_stream_module, "COMMENT_INTERVAL_S", 0.05)
     async with (
         relay_in_process(redis_server.url, monkeypatch) as address,

@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from deltawire.api_keys import parse_api_keys
 from deltawire.redis_server import RedisServer
 from deltawire_relay import hub as hub_module
+from deltawire_relay import looks as looks_module
 from deltawire_relay import subscriber as subscriber_module
 from deltawire_relay import websocket as websocket_module
 from deltawire_relay.frames import PING
@@ -306,7 +307,7 @@ async def test_an_unknown_job_is_4507_on_its_own_socket_and_an_error_on_a_shared
 ) -> None:
     """After the time-out, and with the job's id; the shared socket stays open (§6.3, §6.5)."""
     monkeypatch.setattr(hub_module, "UNKNOWN_JOB_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(hub_module, "CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(looks_module, "CHECK_INTERVAL_S", 0.05)
     async with (
         relay_in_process(redis_server.url, monkeypatch) as address,
         websocket(f"ws://{address}/v1/jobs/nobody/ws") as own,

@@ -218,6 +218,5 @@ async def test_a_hub_released_at_the_moment_of_loss_is_released(
             await at_the_moment_of_loss(feed, release)
             assert len(hubs) == 0
         finally:
-            for task in (hub._checking, hub._catching_up):
-                if task is not None:
-                    task.cancel()
+            if hub._catching_up is not None:
+                hub._catching_up.cancel()

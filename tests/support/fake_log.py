@@ -5,7 +5,7 @@
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -17,7 +17,7 @@ from deltawire.keys import Keys
 from deltawire.log import NEWS_LINES, Cancellation, Head, JobLog
 from deltawire.messages import Snapshot, Subscribed
 from deltawire.options import OnAbandon, Options
-from deltawire.record import CancelRequest, Record
+from deltawire.record import Record
 from deltawire_relay.feed import Feed, Listener
 from deltawire_relay.subscriber import Subscriber
 from deltawire_relay.tail import Batch
@@ -174,9 +174,9 @@ class FakeLog(JobLog):
         await self._fake.arrive("news")
         return {job_id: lines for job_id, lines in news.items() if lines}
 
-    async def cancel_request(self, job_id: str) -> CancelRequest | None:
-        await self._fake.command("cancel_request")
-        return CancelRequest() if self._fake.is_cancel_requested else None
+    async def cancel_requested(self, job_ids: Sequence[str]) -> list[str]:
+        await self._fake.command("cancel_requested")
+        return list(job_ids) if self._fake.is_cancel_requested else []
 
     async def cancel(self, job_id: str, *, reason: str, tenant: str | None = None) -> Cancellation:
         await self._fake.command("cancel")

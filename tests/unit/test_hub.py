@@ -14,7 +14,8 @@ import pytest
 from deltawire.errors import RedisUnavailableError
 from deltawire.fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
-from deltawire_relay.hub import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S, UNKNOWN_JOB_TIMEOUT_S, Hub
+from deltawire_relay.hub import UNKNOWN_JOB_TIMEOUT_S, Hub
+from deltawire_relay.looks import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S
 from deltawire_relay.page import Page
 from deltawire_relay.subscriber import HEAL_TIMEOUT_S
 from tests.support.fake_log import LATENCY_S, FakeRedis, FakeSink
@@ -656,7 +657,7 @@ async def test_an_error_answer_does_not_end_a_hubs_checks() -> None:
     redis.error = None
     redis.append(line(completed(3)), publish=0)
     await asyncio.sleep(4 * TAIL_CHECK_AFTER_S)
-    task = reader.hub._checking
+    task = reader.hubs._looking
     if task is not None and task.done():
         task.exception()
     assert reader.sink.has_ended

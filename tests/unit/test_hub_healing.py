@@ -8,7 +8,8 @@ from deltawire.codec import decode
 from deltawire.events import Failed
 from deltawire.fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
-from deltawire_relay.hub import HEAL_TIMEOUT_S, LOST_LOOKS, TAIL_CHECK_AFTER_S
+from deltawire_relay.hub import HEAL_TIMEOUT_S, LOST_LOOKS
+from deltawire_relay.looks import TAIL_CHECK_AFTER_S
 from tests.support.fake_log import FakeRedis, FakeSink
 from tests.support.hub_readers import SETTLE_S, Reader, attach, deltas, hubs_of, started
 from tests.support.sample_events import completed, line, queued

@@ -15,8 +15,9 @@ from deltawire.fold import LogFold
 from deltawire.messages import Snapshot
 from deltawire_relay import hub as hub_module
 from deltawire_relay import subscriber as subscriber_module
-from deltawire_relay.hub import CHECK_INTERVAL_S, HEAL_TIMEOUT_S, TAIL_CHECK_AFTER_S
+from deltawire_relay.hub import HEAL_TIMEOUT_S
 from deltawire_relay.hubs import Hubs
+from deltawire_relay.looks import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S
 from deltawire_relay.standby import Standby
 from deltawire_relay.subscriber import Subscriber
 from deltawire_relay.tail import Tail

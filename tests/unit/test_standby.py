@@ -1,6 +1,7 @@
 """While pub/sub brings nothing, viewers notice latency only, and abandoned jobs are not mistaken (§4.3)."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 from deltawire.errors import RedisUnavailableError
 from deltawire.keys import WATCHED_TTL_S
 from deltawire.log import NEWS_LINES
-from deltawire_relay.hub import CHECK_INTERVAL_S, DEGRADED_AFTER_S, TAIL_CHECK_AFTER_S
+from deltawire_relay import looks
+from deltawire_relay.hub import DEGRADED_AFTER_S
 from deltawire_relay.hubs import Hubs
+from deltawire_relay.looks import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S
 from deltawire_relay.standby import MARK_INTERVAL_S, READ_INTERVAL_S, Standby
 from tests.support.fake_log import LATENCY_S, FakeRedis
 from tests.support.hub_readers import JOB, SETTLE_S, attach, deltas, hubs_of, started
@@ -81,8 +84,9 @@ async def test_without_standby_readers_wait_for_each_look() -> None:
 
 
 @virtual_time
-async def test_logs_are_not_read_while_the_feed_delivers() -> None:
+async def test_logs_are_not_read_while_the_feed_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading on is for when it does not; a feed that comes back at once needs none."""
+    monkeypatch.setattr(looks, "TAIL_CHECK_AFTER_S", math.inf)  # which read them, too, every few seconds
     redis = FakeRedis()
     started(redis)
     hubs = hubs_of(redis)
