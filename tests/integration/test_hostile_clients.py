@@ -22,7 +22,7 @@ from tests.support.relay_process import RelayProcess
 WAIT_S = 40.0
 MIB = 1_048_576
 SLOW = 400
-RECONNECTS = 10_000
+RECONNECTS = 3_000
 UPGRADE = (
     "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -231,7 +231,7 @@ async def test_a_flood_of_pings_that_nobody_reads_the_pongs_of(relay: RelayProce
         await asyncio.sleep(2)
         assert relay.rss_bytes - before < 16 * MIB
         assert not sending.done()
-        for _ in range(50_000):
+        for _ in range(10_000):
             assert (await peer.frame())[0] in {TEXT, PING, 0xA}
         sending.cancel()
 
@@ -329,7 +329,7 @@ async def test_half_open_handshakes_and_slow_headers(relay: RelayProcess, jobs: 
 
 
 @pytest.mark.timeout(300)
-async def test_ten_thousand_reconnects_at_once(
+async def test_three_thousand_reconnects_at_once(
     redis_server: RedisServer, jobs: Producer, file_limit: int
 ) -> None:
     """All are served, to the end of their job; afterwards the relay is as before."""
