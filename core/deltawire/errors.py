@@ -156,3 +156,7 @@ class JobExpiredError(DeltawireError):
 
 class RedisUnavailableError(DeltawireError):
     """Redis could not be reached, or did not answer, within the time allowed."""
+
+
+class RedisRefusedError(RedisUnavailableError):
+    """Redis answered with an error: to everybody (out of memory), or because of one key (of another type)."""

@@ -48,6 +48,10 @@ class Index:
         """Whether nobody else has been told so within the pause."""
         return bool((await self._redis.run(ONCE, (self._keys.job(job_id).sent,), pause_s))[0])
 
+    async def was_not_sent(self, job_id: str) -> None:
+        """Takes a yes of `may_send` back."""
+        await self._redis.execute("DEL", self._keys.job(job_id).sent)
+
     # Worker processes and the jobs they run.
 
     async def will_run(self, owner: str, job_ids: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, cast
 import hiredis
 import msgspec
 
-from .errors import RedisUnavailableError
+from .errors import RedisRefusedError
 from .redis_connection import Reply
 
 
@@ -44,7 +44,7 @@ class Executor(Protocol):
 
 
 class Scripts:
-    """Commands and scripts of one Redis. Raises RedisUnavailableError where it cannot answer, or refuses."""
+    """Commands and scripts of one Redis. Raises RedisUnavailableError, RedisRefusedError where it refuses."""
 
     def __init__(self, redis: Executor) -> None:
         self._redis = redis
@@ -54,7 +54,7 @@ class Scripts:
         try:
             return await self._redis.execute(*args)
         except hiredis.ReplyError as error:
-            raise RedisUnavailableError(f"Redis refuses: {error}") from error
+            raise RedisRefusedError(f"Redis refuses: {error}") from error
 
     async def run(self, script: Script, keys: Sequence[str], *args: str | bytes | float) -> list[Any]:
         return await self.evalsha(script, len(keys), *keys, *args)
@@ -64,6 +64,6 @@ class Scripts:
             reply = await self._redis.execute("EVALSHA", script.sha, *args)
         except hiredis.ReplyError as error:
             if not str(error).startswith("NOSCRIPT"):
-                raise RedisUnavailableError(f"Redis refuses: {error}") from error
+                raise RedisRefusedError(f"Redis refuses: {error}") from error
             reply = await self.execute("EVAL", script.text, *args)
         return cast("list[Any]", reply)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Literal, Protocol, TypeVar
 
 from .ending import AsCancelled, AsFailed, Ending
-from .errors import RedisUnavailableError, WireError
+from .errors import RedisRefusedError, RedisUnavailableError, WireError
 from .fold import LogFold, fold_pages
 from .keys import LEASE_S
 from .log import JobLog
@@ -125,7 +125,8 @@ class Sweeper:
     async def _recover(self, job_id: str, record: Record, *, lost_for_s: float) -> bool:
         """Ends the job, or sends its message once more. Whether it has ended."""
         decision = recover(record)
-        if not isinstance(decision, End) and lost_for_s < record.options.queue_timeout_s:
+        may_wait = not isinstance(decision, End) and lost_for_s < record.options.queue_timeout_s
+        if may_wait and await self._log.cancel_request(job_id) is None:
             await self._send(job_id)
             return False
         claim = await self._log.claim(job_id, owner=self._owner, lease_s=LEASE_S, take_over=record.attempt)
@@ -186,7 +187,11 @@ class Sweeper:
         """Sends a job's message, unless some sweeper did so in the last minute. Claims make it harmless."""
         if await self._index.may_send(job_id, RESEND_PAUSE_S):
             _log.info("sending the message of a job again", extra={"job_id": job_id})
-            await asyncio.to_thread(self._queue.send, job_id)
+            try:
+                await asyncio.to_thread(self._queue.send, job_id)
+            except WireError:
+                await self._index.was_not_sent(job_id)
+                raise
 
     # Looking.
 
@@ -203,7 +208,7 @@ class Sweeper:
             some, left = left[:AT_ONCE], left[AT_ONCE:]
             answers = await asyncio.gather(*map(is_so, some), return_exceptions=True)
             for job_id, answer in zip(some, answers, strict=True):
-                if isinstance(answer, WireError):
+                if isinstance(answer, WireError | RedisRefusedError):
                     _log.warning("cannot look after a job: %s", answer, extra={"job_id": job_id})
                 elif isinstance(answer, RedisUnavailableError) and self._log.keys.is_sharded:
                     self._forget_looks(job_id)

@@ -272,6 +272,16 @@ async def test_a_lost_job_with_a_cancel_key_ends_as_cancelled(w: World) -> None:
 
 
 @in_a_world
+async def test_a_lost_job_with_a_cancel_key_does_not_wait_for_another_worker(w: World) -> None:
+    """It would start again, but for the key; there may be no worker."""
+    await w.lost(deltas=0)
+    await w.log.cancel("job", reason="r")
+    await w.sweep_twice()
+    assert isinstance(await w.last(), Cancelled)
+    assert w.queue.sent == []
+
+
+@in_a_world
 async def test_a_zombie_cannot_write_after_the_claim(w: World) -> None:
     """A worker that wakes too late: neither events, nor an end, nor its lease."""
     await w.lost()
@@ -360,6 +370,29 @@ async def test_a_job_that_was_reported_is_looked_at(w: World) -> None:
 # What must not stop it.
 
 
+@pytest.mark.parametrize("key", ["meta", "log"])
+def test_a_key_of_another_type_keeps_nobody_from_the_others(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis refuses to look at that job only."""
+
+    @in_a_world
+    async def test(w: World) -> None:
+        for poison in ("poison", "late poison"):
+            await w.lost(poison)
+            await w.queued(poison)
+            await w.client.delete(f"dw:{{{poison}}}:{key}")
+            await w.client.set(f"dw:{{{poison}}}:{key}", "x")
+        await w.client.zadd("dw:queued", {"late poison": 1})
+        await w.lost()
+        await w.queued("late", age_s=10, queue_timeout_s=1)
+        await w.sweep_twice()
+        assert [await w.status(job) for job in ("job", "late")] == ["failed", "failed"]
+
+    test()
+    assert "cannot look after a job" in caplog.text
+
+
 @in_a_world
 async def test_a_record_that_cannot_be_read_keeps_nobody_from_the_others(w: World) -> None:
     """Somebody else has written into our keys."""
@@ -373,6 +406,17 @@ async def test_a_record_that_cannot_be_read_keeps_nobody_from_the_others(w: Worl
     finally:
         logging.getLogger("deltawire.sweeper").disabled = False
     assert [await w.status(job) for job in ("job", "late")] == ["failed", "failed"]
+
+
+@in_a_world
+async def test_a_message_that_the_broker_did_not_take_is_sent_at_the_next_look(w: World) -> None:
+    """The minute's pause is for messages that were sent."""
+    w.queue.is_away = True
+    await w.lost(deltas=0)
+    await w.sweep_twice()
+    w.queue.is_away = False
+    await w.sweeper.sweep()
+    assert w.queue.sent == ["job"]
 
 
 @in_a_world
