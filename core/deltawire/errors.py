@@ -151,7 +151,7 @@ class GapError(DeltawireError):
 
 
 class JobExpiredError(DeltawireError):
-    """A queue message without a body names a job that has no record (any more)."""
+    """A queue message names a job that has no record (any more), and cannot or must not make one."""
 
 
 class RedisUnavailableError(DeltawireError):

@@ -110,6 +110,31 @@ async def test_a_rewrite_brings_back_what_was_lost(job_log: OpenedLog, lost: lis
     assert await append(job_log, 4, "c") == ("OK", 4)
 
 
+async def test_a_job_that_is_over_does_not_come_back(job_log: OpenedLog) -> None:
+    """Neither by an owner that wakes when the record has expired, nor by a message that comes once more."""
+    before = await written(job_log, "a")
+    assert (await append(job_log, 3, end="completed", ttl_s=1))[0] == "OK"
+    await job_log.client.delete("dw:{job}:meta", "dw:{job}:log")
+    assert (await rewrite(job_log, 1, before))[:2] == [b"ENDED", 0]
+    again = await claim(job_log, "w2", request=BODY)
+    assert (again.code, again.status) == ("ENDED", "completed")
+    assert set(await ttls(job_log, "dw:{job}:*")) == {"dw:{job}:cancel"}
+    await job_log.cancel("job", reason="r")
+    assert (await submit(job_log)).is_new  # whoever asks for it anew means it
+    new = await claim(job_log, "w2")
+    assert (new.code, new.cancel) == ("CLAIMED", None)
+
+
+async def test_that_a_job_is_over_is_known_for_an_hour_at_least(job_log: OpenedLog) -> None:
+    """By its record, or by what outlives that."""
+    for ttl_s, known in ((7, {"dw:{job}:cancel"}), (ACTIVE_TTL_S, {"dw:{job}:meta", "dw:{job}:log"})):
+        await written(job_log, "a")
+        await append(job_log, 3, end="completed", ttl_s=ttl_s)
+        left = await ttls(job_log, "dw:{job}:*")
+        assert {key for key, ttl in left.items() if ACTIVE_TTL_S - 60 < ttl <= ACTIVE_TTL_S} == known
+        await job_log.client.delete(*left)
+
+
 async def test_a_lost_record_comes_back_as_it_was(job_log: OpenedLog) -> None:
     """Options, tenant, digest, metadata, times and request, to the last digit."""
     assert (await rewrite(job_log, 1, [line(sample.queued())]))[0] == b"OK"

@@ -15,7 +15,8 @@ import pytest
 import redis.asyncio
 
 from deltawire.codec import DeltaEncoder, is_snapshot, sequence_number_of
-from deltawire.errors import JobExpiredError, RedisUnavailableError
+from deltawire.ending import AsFailed
+from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
 from deltawire.fold import LogFold, fold_pages
 from deltawire.gateway import Gateway
 from deltawire.keys import LEASE_S, Keys
@@ -365,6 +366,38 @@ async def test_a_message_without_body_for_a_job_without_record_has_expired(bench
     with pytest.raises(JobExpiredError):
         await bench.run("job")
     assert await bench.redis.keys("dw:{*") == []
+
+
+@pytest.mark.parametrize("fault", [None, "status"])
+async def test_a_message_that_comes_again_when_all_has_expired_starts_nothing(
+    bench: Bench, fault: str | None
+) -> None:
+    """The job is over, though nobody knows any more how it went: one request, and no second log."""
+    body = request(deltas=2, **({"fault": fault} if fault else {}))
+    outcome = await bench.run("job", body, {"retention_s": 1})
+    await bench.redis.delete("dw:{job}:meta", "dw:{job}:log")  # as when they expire
+    if fault is None:
+        assert await bench.run("job", body, {"retention_s": 1}) == outcome
+    else:
+        with pytest.raises(JobExpiredError):
+            await bench.run("job", body, {"retention_s": 1})
+    assert bench.requests("job") == 1
+    assert await bench.redis.keys("dw:{*") == [b"dw:{job}:cancel"]
+
+
+async def test_a_worker_that_wakes_when_its_job_has_ended_and_expired_lets_it_rest(bench: Bench) -> None:
+    """A sweeper has ended it meanwhile. (Where nobody has, it is written anew, as below.)"""
+    running = bench.start("job", request(deltas=100, rate=20), {"retention_s": 1, "max_attempts": 1})
+    await bench.deltas("job", 2)
+    bench.leases.release(bench.runs["job"])
+    claim = await bench.log.claim("job", owner="sweeper", lease_s=LEASE_S, take_over=1)
+    assert claim.record is not None
+    ending = AsFailed(WireError("worker_lost", "lost"), "worker")
+    assert await bench.log.end("job", ending, record=claim.record, owner="sweeper", top=claim.top) == "OK"
+    await bench.redis.delete("dw:{job}:meta", "dw:{job}:log")  # as when they expire
+    assert await running == Outcome("in_progress")
+    await bench.check_nothing_leaked()
+    assert await bench.redis.keys("dw:{*") == [b"dw:{job}:cancel"]
 
 
 # -- what the upstream does

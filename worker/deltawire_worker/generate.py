@@ -63,8 +63,8 @@ class Generator:
         """Runs the job of one queue message.
 
         `kwargs` hold `request` and `options` where the sender wrote no record; wrong ones end the job as
-        failed. Raises JobExpiredError (no record, and no body to make one of) and RedisUnavailableError
-        (the message should come again: Redis is away, or has lost events).
+        failed. Raises JobExpiredError (no record, and no body to make one of, or the job has failed before)
+        and RedisUnavailableError (the message should come again: Redis is away, or has lost events).
 
         Cancelled from outside it lets go of the upstream, and ends the job or leaves it to another attempt.
         """
@@ -251,6 +251,8 @@ class Generator:
         """The outcome of a job that has ended before."""
         last = await self._log.last(job_id) if status == "failed" else None
         event = decode(last) if last else None
+        if status == "failed" and event is None:
+            raise JobExpiredError(f"job {job_id} has failed, and its log is gone")
         return Outcome(status, event.error.code if isinstance(event, Failed) else None)
 
     async def _fold_log(self, run: Run) -> None:

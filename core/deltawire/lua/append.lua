@@ -32,7 +32,12 @@ if fields_end > 7 then redis.call('HSET', KEYS[1], unpack(ARGV, 8, fields_end)) 
 if terminal ~= '' then
   redis.call('HSET', KEYS[1], 'status', terminal)
   redis.call('HDEL', KEYS[1], 'request', 'lease_until')
-  redis.call('EXPIRE', KEYS[3], ttl)
+  if tonumber(ttl) < 3600 then
+    -- An owner that wakes late, or a message that comes again, must not bring back a job that is gone.
+    redis.call('SET', KEYS[3], 'over ' .. terminal, 'EX', 3600)
+  else
+    redis.call('EXPIRE', KEYS[3], ttl)
+  end
 end
 local begin = fields_end + 1 + top + 1 - first
 for i = begin, #ARGV do

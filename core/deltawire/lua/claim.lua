@@ -4,7 +4,8 @@
 --        4 attempt that may be taken over, if it is the caller's or its lease has expired ('' for none),
 --        5... record fields for a job without a record (none: the job must have one)
 -- REPLY  {'CLAIMED', attempt, top, cancel value or '', record as HGETALL}
---        {'MISSING'} | {'ENDED', status} | {'HELD', ms left}: another owner's lease is alive
+--        {'MISSING'} | {'HELD', ms left}: another owner's lease is alive
+--        {'ENDED', status}: its record may be gone
 --        {'OWN' or 'EXPIRED', attempt, top, cancel value or '', record as HGETALL}: the attempt is the caller's
 --        already, or its lease has run out; the caller decides, then calls again with this attempt
 local time = redis.call('TIME')
@@ -17,6 +18,8 @@ local cancel = redis.call('GET', KEYS[3])
 cancel = cancel == '' and '1' or cancel or ''
 if not status then
   if #ARGV < 5 then return {'MISSING'} end
+  local over = string.match(cancel, '^over (.*)')
+  if over then return {'ENDED', over} end
   redis.call('HSET', KEYS[1], 'attempt', 0, unpack(ARGV, 5))
   -- Another tenant's tombstone is not for this job.
   local ok, request = pcall(cjson.decode, cancel == '' and '1' or cancel)

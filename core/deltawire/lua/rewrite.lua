@@ -12,6 +12,7 @@ local first, fields_end = tonumber(ARGV[6]), 8 + tonumber(ARGV[8])
 local through = first + #ARGV - fields_end - 1
 if known[1] and (known[1] ~= ARGV[1] or known[2] ~= ARGV[2]) then return {'STALE', top, 0} end
 if known[1] and known[3] ~= 'in_progress' then return {'ENDED', top, 0} end
+if not known[1] and string.find(redis.call('GET', KEYS[3]) or '', '^over ') then return {'ENDED', top, 0} end
 if top > through then return {'STALE', top, 0} end
 
 -- DEL comes first: at maxmemory a script that has begun to write may go on.
