@@ -122,6 +122,11 @@ def rewrite_args(
     )
 
 
+def queued_event(job_id: str, record: Record) -> bytes:
+    """Event 1, as it was when the record was made."""
+    return encode(Queued(job_id=job_id, sequence_number=1, attempt=0, created_at=record.created_at))
+
+
 class JobLog:
     """Logs and records of all jobs. Raises RedisUnavailableError where Redis cannot answer."""
 
@@ -138,18 +143,18 @@ class JobLog:
         created_at = round(created_at, 6)
         await self.index.will_queue(job_id, created_at + options.queue_timeout_s)
         keys = self.keys.job(job_id)
-        event = encode(Queued(job_id=job_id, sequence_number=1, attempt=0, created_at=created_at))
+        record = _queued(request, options, created_at)
         reply = await self.scripts.run(
             SUBMIT,
             (keys.meta, keys.log, keys.cancel, keys.channel),
             *(
                 round(options.queue_timeout_s) + ACTIVE_TTL_S,
                 digest,
-                event,
+                queued_event(job_id, record),
                 options.tenant,
                 self.keys.publish,
             ),
-            *_queued(request, options, created_at).fields(),
+            *record.fields(),
         )
         if reply[0] == b"CREATED":
             return Submitted(True, "queued", True)
@@ -262,13 +267,15 @@ class JobLog:
     ) -> AppendCode:
         """Appends the terminal event of a job that nobody streams: a queued one, or one that `owner` claimed.
 
-        Fenced like any other append: of a queued job that a worker claims in between it is STALE.
+        Fenced like any other append: of a queued job that a worker claims in between it is STALE. A log that
+        is gone begins anew, so that the terminal event does not have the number of the first one.
         """
         now = time.time()
+        before = [] if top else [queued_event(job_id, record)]
         event = terminal_event(
             ending,
             job_id=job_id,
-            sequence_number=top + 1,
+            sequence_number=top + 1 + len(before),
             attempt=record.attempt,
             now=now,
             fold=fold or Fold(),
@@ -279,7 +286,7 @@ class JobLog:
             attempt=record.attempt,
             owner=owner,
             first=top + 1,
-            events=[encode_terminal(event)],
+            events=[*before, encode_terminal(event)],
             terminal=event.status,
             ttl_s=record.options.retention_s,
             fields=("finished_at", now),

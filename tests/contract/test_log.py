@@ -404,6 +404,17 @@ async def test_cancel_of_a_queued_job_ends_it(job_log: OpenedLog) -> None:
     assert await claim(job_log, request=BODY) == Claim(code="ENDED", status="cancelled")
 
 
+async def test_a_queued_job_whose_log_was_evicted_ends_with_a_whole_log(job_log: OpenedLog) -> None:
+    """Whoever has seen event 1 would wait for ever if the terminal event had its number."""
+    await submit(job_log)
+    first = await job_log.read("job", 0)
+    await job_log.client.delete("dw:{job}:log")
+    assert await job_log.cancel("job", reason="r") == Cancellation("cancelled", "queued")
+    lines = await job_log.read("job", 0)
+    assert lines[:-1] == first
+    assert decode(lines[-1]).sequence_number == 2
+
+
 async def test_cancel_of_a_running_job_tells_its_worker(job_log: OpenedLog) -> None:
     """The owner's control channel gets the job's id and the key's value at once; the key says the same."""
     await running(job_log)

@@ -373,7 +373,8 @@ async def test_a_message_that_comes_again_when_all_has_expired_starts_nothing(
     bench: Bench, fault: str | None
 ) -> None:
     """The job is over, though nobody knows any more how it went: one request, and no second log."""
-    body = request(deltas=2, **({"fault": fault} if fault else {}))
+    script: dict[str, Any] = {"fault": fault} if fault else {}
+    body = request(deltas=2, **script)
     outcome = await bench.run("job", body, {"retention_s": 1})
     await bench.redis.delete("dw:{job}:meta", "dw:{job}:log")  # as when they expire
     if fault is None:

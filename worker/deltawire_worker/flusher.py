@@ -14,12 +14,12 @@ from typing import Any, Final
 import hiredis
 import msgspec
 
-from deltawire.codec import DeltaEncoder, encode, encode_snapshot
+from deltawire.codec import DeltaEncoder, encode_snapshot
 from deltawire.errors import RedisUnavailableError
-from deltawire.events import MAX_EVENT_BYTES, Queued
+from deltawire.events import MAX_EVENT_BYTES
 from deltawire.fold import Fold
 from deltawire.keys import ACTIVE_TTL_S, LEASE_S, Keys
-from deltawire.log import AppendCode, append_args, rewrite_args
+from deltawire.log import AppendCode, append_args, queued_event, rewrite_args
 from deltawire.record import Record
 from deltawire.redis_connection import RedisConnection, RedisLink, Reply, pack
 from deltawire.redis_nodes import RedisNodes, code_of
@@ -71,7 +71,7 @@ class JobWriter:
         self._ended: asyncio.Future[AppendCode] | None = None
         self._room: asyncio.Event | None = None
         # Before the first attempt a log holds nothing, or the `queued` event that its record tells of.
-        self._recent = [_queued(job_id, record)] if top == record.attempt == 1 else []
+        self._recent = [queued_event(job_id, record)] if top == record.attempt == 1 else []
         """The acknowledged ones after `_base`."""
         self._base = Snapshot(top - len(self._recent), Fold())
         self._next_base: Snapshot | None = None
@@ -263,11 +263,6 @@ class JobWriter:
             self._room.set()
         if receivers:
             self.watched_at = asyncio.get_running_loop().time()
-
-
-def _queued(job_id: str, record: Record) -> bytes:
-    """Event 1, as it was when the record was made."""
-    return encode(Queued(job_id=job_id, sequence_number=1, attempt=0, created_at=record.created_at))
 
 
 class Snapshot:
