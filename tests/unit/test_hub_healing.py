@@ -452,3 +452,54 @@ async def test_who_lacks_little_does_not_wait_for_those_who_replay_much(small_ta
     assert not any(reader.sink.numbers[-1:] == [200] for reader in replays)
     await asyncio.sleep(5)
     assert all(reader.sink.lines == redis.lines for reader in replays)
+
+
+# Logs that are gone while their records are not (evicted, say).
+
+
+@pytest.mark.parametrize(
+    "top",
+    [
+        2,
+        pytest.param(
+            3,
+            marks=pytest.mark.xfail(strict=True, reason="a hub compares how far logs go, not how jobs ended"),
+        ),
+    ],
+)
+def test_a_job_that_ends_at_or_below_what_its_readers_have_ends_for_them(top: int) -> None:
+    """The log was lost, its worker too, and whoever ended the job began the log anew."""
+
+    @virtual_time
+    async def check() -> None:
+        redis = FakeRedis()
+        started(redis, 3)
+        reader = await attach(hubs_of(redis))
+        await asyncio.sleep(SETTLE_S)
+        redis.lines = redis.lines[: top - 1]
+        redis.append(line(completed(top)))
+        await asyncio.sleep(VERDICT_S)
+        assert reader.sink.has_ended
+        assert reader.sink.lines[-1] == redis.lines[-1]
+
+    check()
+
+
+@pytest.mark.xfail(strict=True, reason="it looks as if the reader had all of it")
+@pytest.mark.parametrize("position", [0, 5])
+def test_a_reader_of_an_ended_job_whose_log_is_gone_is_told(position: int) -> None:
+    """An end without a terminal event is none."""
+
+    class Evicted(FakeRedis):
+        status = "completed"  # its record is still there
+
+    @virtual_time
+    async def check() -> None:
+        redis = Evicted()
+        redis.has_record = True
+        reader = await attach(hubs_of(redis), position=position)
+        await asyncio.sleep(VERDICT_S)
+        assert not reader.sink.has_ended
+        assert reader.sink.error is not None
+
+    check()
