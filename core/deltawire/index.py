@@ -5,7 +5,7 @@ slot than the jobs it names, so nothing here is ever part of a job's script.
 """
 
 from collections.abc import Collection
-from typing import cast
+from typing import Any, cast
 
 from .keys import INDEX_TTL_S, Keys
 from .scripts import ADD, ONCE, OWNERS, Scripts
@@ -65,21 +65,20 @@ class Index:
     async def jobs_of(self, owner: str) -> list[str]:
         return _names(await self._redis.execute("SMEMBERS", self._keys.jobs_of(owner)))
 
-    async def lives(self, owner: str, lease_s: float) -> None:
-        """Says that a worker process lives."""
-        await self._owners(owner, lease_s)
+    async def lives(self, owner: str, lease_s: float) -> bool:
+        """Says that a worker process lives. Whether that was news to Redis, which may have lost it."""
+        return bool((await self._owners(owner, lease_s))[0])
 
     async def lost_owners(self) -> list[str]:
         """Worker processes that were not heard of for their lease."""
-        return await self._owners("", 0)
+        return _names((await self._owners("", 0))[1])
 
     async def forget(self, owner: str) -> None:
         await self._redis.execute("ZREM", self._keys.owners, owner)
 
-    async def _owners(self, owner: str, lease_s: float) -> list[str]:
-        return _names(
-            await self._redis.run(OWNERS, (self._keys.owners,), owner, round(lease_s * 1000), INDEX_TTL_S)
-        )
+    async def _owners(self, owner: str, lease_s: float) -> list[Any]:
+        key = self._keys.owners
+        return await self._redis.run(OWNERS, (key,), owner, round(lease_s * 1000), INDEX_TTL_S)
 
 
 def _names(reply: object) -> list[str]:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -18,6 +18,8 @@ from deltawire.keys import LEASE_S, Keys
 from deltawire.options import Options
 from deltawire.redis_connection import Reply
 from deltawire.sweeper import LOST_MESSAGE_INTERVAL_S, RESEND_PAUSE_S, SLOW_S, Sweeper
+from deltawire_worker.lease import Presence
+from deltawire_worker.run import Run
 from tests.support import sample_events as sample
 from tests.support.job_logs import FakeExecutor, OpenedLog
 from tests.support.log_calls import BODY
@@ -365,6 +367,18 @@ async def test_a_job_that_was_reported_is_looked_at(w: World) -> None:
         await w.sweeper.sweep()
         await asyncio.sleep(LEASE_S)
     assert await w.status() == "failed"
+
+
+@in_a_world
+async def test_a_worker_whose_jobs_redis_forgot_tells_them_at_once(w: World) -> None:
+    """Else those that nobody watches would have no end, if it died within its half minute."""
+    presence = Presence(w.log.index, VICTIM, {"job": cast("Run", None)})
+    keeping = asyncio.create_task(presence.keep())
+    await asyncio.sleep(1.5)
+    await w.client.flushall()
+    await asyncio.sleep(1)
+    assert await w.log.index.jobs_of(VICTIM) == ["job"]
+    keeping.cancel()
 
 
 # What must not stop it.

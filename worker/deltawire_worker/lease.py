@@ -98,8 +98,8 @@ class Presence:
         while True:
             claimed, over = tuple(self._claimed), tuple(self._over - self._runs.keys())
             try:
-                await self._index.lives(self._owner, LEASE_S)
-                if renewals % REFILL_EVERY == 0:  # Redis may have lost them
+                is_news = await self._index.lives(self._owner, LEASE_S)
+                if is_news or renewals % REFILL_EVERY == 0:  # Redis has lost them, or some node of it has
                     await self._index.will_run(self._owner, tuple(self._runs))
                 await self._index.left_queue(claimed)
                 self._claimed.difference_update(claimed)
