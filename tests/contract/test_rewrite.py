@@ -110,6 +110,18 @@ async def test_a_rewrite_brings_back_what_was_lost(job_log: OpenedLog, lost: lis
     assert await append(job_log, 4, "c") == ("OK", 4)
 
 
+@pytest.mark.parametrize(("tenant", "code"), [("t", b"CANCELLING"), (None, b"CANCELLING"), ("other", b"OK")])
+async def test_a_cancel_while_the_record_was_lost_is_for_its_own_tenants_job(
+    job_log: OpenedLog, tenant: str | None, code: bytes
+) -> None:
+    """As at a claim: to another tenant the job did not exist."""
+    before = await written(job_log, "a")
+    await job_log.client.delete("dw:{job}:meta")
+    await job_log.cancel("job", reason="r", tenant=tenant)
+    assert (await rewrite(job_log, 1, before))[0] == code
+    assert await append(job_log, 3, "b") == (("CANCELLING" if code != b"OK" else "OK"), 3)
+
+
 async def test_a_job_that_is_over_does_not_come_back(job_log: OpenedLog) -> None:
     """Neither by an owner that wakes when the record has expired, nor by a message that comes once more."""
     before = await written(job_log, "a")
