@@ -11,6 +11,7 @@ from redis import Redis
 
 from tests.support.system import (
     QUEUE,
+    TASK,
     WAIT_S,
     System,
     backend_app,
@@ -78,6 +79,16 @@ async def test_a_message_that_is_delivered_many_times_runs_once(found: System) -
         assert len(await gateway_records(found, job_id)) == 1
     finally:
         await asyncio.to_thread(second.stop)
+
+
+async def test_a_message_whose_record_is_gone_is_one_line_in_the_log(found: System) -> None:
+    """As when Redis lost the record and the broker kept the message; it is gone, too, then."""
+    with backend_app(found.redis_url) as backend:
+        backend.send_task(TASK, task_id="gone", queue=QUEUE)
+    await eventually(lambda: "job gone has no record" in found.workers[0].log)
+    assert "Traceback" not in found.workers[0].log
+    with Redis.from_url(found.redis_url) as redis:
+        await eventually(lambda: redis.llen(QUEUE) == 0 and redis.hlen("dw:unacked") == 0)
 
 
 async def test_a_killed_workers_jobs_are_looked_after_by_the_relay_alone(found: System) -> None:

@@ -1,6 +1,7 @@
 """The task `deltawire.generate`: a door. What it takes and returns is PROTOCOL.md §1.1."""
 
 import asyncio
+import logging
 from typing import Any, Final
 
 from celery import Celery
@@ -9,7 +10,7 @@ from celery.exceptions import Reject
 from celery.signals import task_revoked
 from celery.worker.request import Request
 
-from deltawire.errors import DeltawireError, RedisUnavailableError, WireError
+from deltawire.errors import DeltawireError, JobExpiredError, RedisUnavailableError, WireError
 from deltawire.keys import is_job_id
 from deltawire.queue import TASK
 
@@ -17,6 +18,8 @@ from .generate import Generator
 from .pool import await_
 
 REQUEUE_PAUSE_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class JobFailedError(DeltawireError):
@@ -47,7 +50,7 @@ def register(app: Celery) -> None:
         name = TASK
         Request = PrivateRequest
         typing = False  # any arguments: wrong ones end in a `failed` event, not in a lost message
-        throws = (JobFailedError,)
+        throws = (JobFailedError, JobExpiredError)
 
         def run(self, *args: Any, **kwargs: Any) -> dict[str, str]:
             """Streams one job. Returns {job_id, status}, so that `link=` works; raises for `failed` only."""
@@ -62,6 +65,9 @@ def register(app: Celery) -> None:
                 # The message comes again at once, and often: not faster than once a second.
                 await_(asyncio.sleep(REQUEUE_PAUSE_S))
                 raise Reject(str(error), requeue=True) from error
+            except JobExpiredError as error:
+                _log.warning("%s", error)  # nobody else will hear of it
+                raise
             if outcome.code is not None:
                 raise JobFailedError(outcome.code)
             return {"job_id": job_id, "status": outcome.status}
