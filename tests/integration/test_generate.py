@@ -1355,6 +1355,23 @@ async def test_a_job_that_was_abandoned_in_the_queue_never_streams(
     assert bench.gateway.records == []
 
 
+@pytest.mark.parametrize("grace_s", [0.5, 5])
+async def test_a_job_that_is_cancelled_while_its_readers_may_come_back_never_streams(
+    bench: Bench, grace_s: float
+) -> None:
+    """By somebody, or because its grace is over before their time to come back is."""
+    await bench.submit(
+        "job", request(), created_at=time.time() - 10, on_abandon="cancel", abandon_grace_s=grace_s
+    )
+    task = bench.start("job")
+    await until(lambda: "job" in bench.runs)
+    if grace_s > 1:
+        await bench.log.cancel("job", reason="somebody")
+    assert await task == Outcome("cancelled")
+    assert [event["type"] for event in await bench.ended("job")] == ["queued", "cancelled"]
+    assert bench.gateway.records == []
+
+
 async def test_a_job_that_waited_long_and_is_watched_streams(bench: Bench) -> None:
     """The queue's length is nobody's leaving."""
     await bench.submit("job", request(deltas=3), created_at=time.time() - 10, **ABANDON)

@@ -261,20 +261,9 @@ class Generator:
 
     async def _stream(self, run: Run, upstream: Upstream) -> Ending | None:
         """Reads the upstream into the log. None: the log takes nothing more from this attempt."""
-        request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
-        self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
         failure: WireError | None = None
-        async with run:
-            try:
-                async with self._client.open(upstream, request_body(request), job_id=run.job_id) as stream:
-                    await self._read(run, stream)
-            except UpstreamError as error:
-                failure = error
-            except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
-                _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
-                failure = WireError("internal_error", "the worker failed on this stream")
-            finally:
-                run.upstream_closed_at = time.time()
+        if run.cause is None:  # else it was ended while its readers had time to come back
+            failure = await self._ask(run, upstream)
         match run.cause:
             case None:
                 if failure is None:
@@ -290,6 +279,24 @@ class Generator:
                 return AsFailed(WireError("redis_unavailable", "Redis took no events for too long"), "worker")
             case Refused():
                 return None
+
+    async def _ask(self, run: Run, upstream: Upstream) -> WireError | None:
+        """Asks the upstream, and reads it until its end, its failure (returned) or the run's cause."""
+        request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
+        self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
+        failure: WireError | None = None
+        async with run:
+            try:
+                async with self._client.open(upstream, request_body(request), job_id=run.job_id) as stream:
+                    await self._read(run, stream)
+            except UpstreamError as error:
+                failure = error
+            except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
+                _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
+                failure = WireError("internal_error", "the worker failed on this stream")
+            finally:
+                run.upstream_closed_at = time.time()
+        return failure
 
     async def _read(self, run: Run, stream: Stream) -> None:
         """The token loop. Raises UpstreamError."""
