@@ -20,7 +20,7 @@ from typing import Any, Final, Self, TypeVar
 
 from deltawire.keys import Keys
 from deltawire.redis_client import RedisClient
-from tests.support.ledger import FaultClock, Figures, check_log
+from tests.support.ledger import FaultClock, Figures, Ledger, check_log
 from tests.support.system import System, gateway_records
 from tests.support.viewers import Crowd, OneJobViewer, StreamViewer
 
@@ -77,10 +77,20 @@ class Scenario:
         self.crowd.watch(jobs[: round(len(jobs) * streams)], StreamViewer)
 
     async def streaming(self, timeout_s: float = OVER_S) -> None:
-        """Waits until every subscriber has a delta (or more: the end)."""
-        assert await self.crowd.until(lambda ledger: ledger.deltas > 0 or ledger.is_over, timeout_s), (
-            "no delta for all"
-        )
+        """Waits until every subscriber has a delta, and all that any other had of the job by then."""
+
+        def has_delta(ledger: Ledger) -> bool:
+            return ledger.deltas > 0 or ledger.is_over
+
+        assert await self.crowd.until(has_delta, timeout_s), "no delta for all"
+        first: dict[str, int] = {}
+        for ledger in self.crowd.ledgers:
+            first[ledger.job_id] = max(first.get(ledger.job_id, 0), ledger.position)
+
+        def has_caught_up(ledger: Ledger) -> bool:
+            return ledger.position >= first[ledger.job_id]
+
+        assert await self.crowd.until(has_caught_up, timeout_s), "not all have caught up"
 
     def strike(self, fault: Callable[[], Value]) -> Value:
         """Does it, and notes when."""

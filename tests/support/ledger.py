@@ -74,6 +74,11 @@ class Ledger:
         if self.ending is not None or number in self.seen or number <= self.base:
             self.doubled += 1
             return
+        if self._is_told and kind in TERMINAL:
+            # Of a job that Redis has lost there may be nothing left but its end (PROTOCOL §6.3).
+            self._is_told = False
+            self.snapshots += 1
+            self.base = number - 1
         self.seen[number] = hash(line)
         if number <= self.position:
             self.out_of_order += 1  # one that seemed to be lost

@@ -64,6 +64,15 @@ def test_a_snapshot_stands_for_what_is_missing_if_it_was_announced() -> None:
     assert ledger.unannounced == 1
 
 
+def test_an_end_without_a_snapshot_is_no_loss_if_it_was_announced() -> None:
+    for is_told in (True, False):
+        ledger = Ledger("j", FaultClock())
+        ledger.event("delta", 1, line(1))
+        ledger.subscribed(recovered=not is_told)
+        ledger.event("completed", 4, line(4, "completed"))
+        assert ledger.lost(None) == (0 if is_told else 2)
+
+
 def test_an_event_that_is_not_the_logs_is_counted() -> None:
     ledger = Ledger("j", FaultClock())
     ledger.event("delta", 1, line(1, note="another"))
