@@ -918,6 +918,9 @@ class JobLogMachine(RuleBasedStateMachine):
         keys = self.log.keys.job(self.job_id)
         return {keys.meta, keys.log, keys.cancel}
 
+    def queued_event(self) -> bytes:
+        return line(Queued(job_id=self.job_id, sequence_number=1, attempt=0, created_at=NOW))
+
     @rule(digest=st.sampled_from(["d", "e"]))
     def submit(self, digest: str) -> None:
         was = self.model.status
@@ -926,9 +929,7 @@ class JobLogMachine(RuleBasedStateMachine):
         if was is None:
             self.model.status = "queued"
             # A log that is there without a record is of a job that is gone.
-            self.model.events = [
-                line(Queued(job_id=self.job_id, sequence_number=1, attempt=0, created_at=NOW))
-            ]
+            self.model.events = [self.queued_event()]
 
     @rule(owner=OWNERS, back=st.sampled_from([None, 0, 1]), is_alive=st.booleans(), has_body=st.booleans())
     def claim(self, owner: str, back: int | None, *, is_alive: bool, has_body: bool) -> None:
@@ -1057,7 +1058,8 @@ class JobLogMachine(RuleBasedStateMachine):
             self.model.end("cancelled")
             event = self.runner.run(self.log.last(self.job_id))
             assert event is not None
-            self.model.events.append(event)
+            # A log that was lost begins anew.
+            self.model.events = [*(self.model.events or [self.queued_event()]), event]
         else:
             status: Literal["unknown", "in_progress"] = "unknown" if was is None else "in_progress"
             assert got == Cancellation(status, status)
