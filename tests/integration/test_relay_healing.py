@@ -365,8 +365,11 @@ async def test_a_watched_job_is_marked(own_redis: RedisServer, cause: str) -> No
 
 
 @pytest.mark.parametrize("status", ["in_progress", "queued"])
-async def test_a_watched_job_is_ended_without_any_hint(own_redis: RedisServer, status: str) -> None:
+async def test_a_watched_job_is_ended_without_any_hint(
+    own_redis: RedisServer, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its hub sees that nobody looks after it, where the sets across jobs do not know it (§2.4)."""
+    monkeypatch.setattr("tests.support.readers.WAIT_S", 2 * WAIT_S)
     with RelayProcess(own_redis.url) as relay:
         async with producer(own_redis.url) as jobs, redis.asyncio.Redis.from_url(own_redis.url) as admin:
             job = await (jobs.running("a") if status == "in_progress" else jobs.queued())
