@@ -205,11 +205,14 @@ class Hub:
         now = asyncio.get_running_loop().time()
         if head.record is not None:
             self._seen_at = now
-        if self.record is None or (head.record is not None and head.top >= self.tail.top):
-            self._lost_looks = 0
+        # A job that has ended at a number at which we have another event began its log anew.
+        is_lost = head.record is None or head.top < self.tail.top or head.record.is_terminal
         if head.top > self.tail.top:
+            self._lost_looks = 0
             self._hold([])
-        elif self.record is not None and (head.record is None or head.top < self.tail.top):
+        elif self.record is None or not is_lost:
+            self._lost_looks = 0
+        else:
             # One look is not enough: a worker that holds the events may be about to heal the log.
             if self._lost_looks == 0:
                 self._has_expired = now - self._seen_at >= self.record.options.retention_s
@@ -415,6 +418,8 @@ class Hub:
         if head.record is not None:
             self._begin_at(head)
             self._fold = LogFold()
+            for subscriber in tuple(self.subscribers):
+                subscriber.lose()
             self.flush()
         elif self._has_expired:
             # It may well have ended, unheard, and been forgotten as it should.

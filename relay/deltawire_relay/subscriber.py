@@ -87,6 +87,8 @@ class Subscriber:
         hub = self.hub
         if not self.is_allowed:
             return True
+        if hub.is_ended and hub.tail.top == 0:
+            return False
         if self.position > hub.tail.top:
             return await hub.reaches(self.position, HEAL_TIMEOUT_S)
         return hub.earliest <= self.position + 1
@@ -127,13 +129,19 @@ class Subscriber:
             return
         if snapshot is not None and snapshot.sequence_number <= beyond:
             snapshot = None
-        if snapshot is None and not hub.is_lost:
+        is_gone = snapshot is None or (hub.is_ended and hub.tail.top == 0)
+        if is_gone and not hub.is_lost:
             self.refuse(WireError("unknown_job", f"the log of job {hub.job_id} is gone"))
             return
         if snapshot is None:
             recovered = False
             self.position = hub.tail.top - 1
         self._begin(recovered, snapshot, request_id)
+
+    def lose(self) -> None:
+        """The log ends at or before the position, and with another event: go on from a snapshot."""
+        if self.is_open and self._reading is None and self.position >= self.hub.tail.top:
+            self._read(self._jump)
 
     def pump(self) -> None:
         """Writes what is due. Never blocks; may be called at any time."""

@@ -475,16 +475,7 @@ async def test_who_lacks_little_does_not_wait_for_those_who_replay_much(small_ta
 # Logs that are gone while their records are not (evicted, say).
 
 
-@pytest.mark.parametrize(
-    "top",
-    [
-        2,
-        pytest.param(
-            3,
-            marks=pytest.mark.xfail(strict=True, reason="a hub compares how far logs go, not how jobs ended"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("top", [2, 3])
 def test_a_job_that_ends_at_or_below_what_its_readers_have_ends_for_them(top: int) -> None:
     """The log was lost, its worker too, and whoever ended the job began the log anew."""
 
@@ -503,7 +494,6 @@ def test_a_job_that_ends_at_or_below_what_its_readers_have_ends_for_them(top: in
     check()
 
 
-@pytest.mark.xfail(strict=True, reason="it looks as if the reader had all of it")
 @pytest.mark.parametrize("position", [0, 5])
 def test_a_reader_of_an_ended_job_whose_log_is_gone_is_told(position: int) -> None:
     """An end without a terminal event is none."""
