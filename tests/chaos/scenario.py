@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -77,20 +77,10 @@ class Scenario:
         self.crowd.watch(jobs[: round(len(jobs) * streams)], StreamViewer)
 
     async def streaming(self, timeout_s: float = OVER_S) -> None:
-        """Waits until every subscriber has a delta, and all that any other had of the job by then."""
-
-        def has_delta(ledger: Ledger) -> bool:
-            return ledger.deltas > 0 or ledger.is_over
-
-        assert await self.crowd.until(has_delta, timeout_s), "no delta for all"
-        first: dict[str, int] = {}
-        for ledger in self.crowd.ledgers:
-            first[ledger.job_id] = max(first.get(ledger.job_id, 0), ledger.position)
-
-        def has_caught_up(ledger: Ledger) -> bool:
-            return ledger.position >= first[ledger.job_id]
-
-        assert await self.crowd.until(has_caught_up, timeout_s), "not all have caught up"
+        """Waits until every subscriber has a delta, and all that its job's log has by then."""
+        has_delta = await self.crowd.until(lambda ledger: ledger.deltas > 0 or ledger.is_over, timeout_s)
+        assert has_delta, "no delta for all"
+        await self._reach(await self._tops(), timeout_s)
 
     def strike(self, fault: Callable[[], Value]) -> Value:
         """Does it, and notes when."""
@@ -99,11 +89,31 @@ class Scenario:
         return fault()
 
     async def recovered(self, timeout_s: float = OVER_S) -> None:
-        """Waits until every subscriber has heard something that came after now, or is over."""
-        now = time.monotonic()
-        assert await self.crowd.until(lambda ledger: ledger.is_over or ledger.heard_at > now, timeout_s), (
-            "no event for all"
+        """Waits until every subscriber has an event that is not in the log yet, or is over.
+
+        Not just the next one: a busy viewer may still have some to read from before the fault.
+        """
+        tops = await self._tops()
+        await self._reach({job_id: top + 1 for job_id, top in tops.items()}, timeout_s)
+
+    async def _reach(self, numbers: Mapping[str, int], timeout_s: float) -> None:
+        def has_reached(ledger: Ledger) -> bool:
+            return ledger.is_over or ledger.position >= numbers[ledger.job_id]
+
+        assert await self.crowd.until(has_reached, timeout_s), "not all have caught up"
+
+    async def _tops(self) -> dict[str, int]:
+        """The number of each log's last event."""
+        keys = Keys()
+        ends = await asyncio.gather(
+            *(
+                self._redis.execute("XREVRANGE", keys.job(job_id).log, "+", "-", "COUNT", 1)
+                for job_id in self.jobs
+            )
         )
+        return {
+            job_id: int(end[0][0].partition(b"-")[0]) for job_id, end in zip(self.jobs, ends, strict=True)
+        }
 
     async def over(self, timeout_s: float = OVER_S) -> None:
         """Waits until every subscription is over, or that long: what is not over then counts as unended."""

@@ -94,11 +94,6 @@ class Ledger:
         """The relay says that nothing will come any more. That is no terminal event."""
         self.refusal = code
 
-    @property
-    def heard_at(self) -> float:
-        """When the last event or snapshot came, as `time.monotonic` says it."""
-        return self._heard_at
-
     def stop(self) -> None:
         """Whoever has not seen the end has waited until now."""
         if self.ending is None:
