@@ -125,6 +125,8 @@ class Subscriber:
         """Goes on from a snapshot. Without one the log is gone, and what is left is the end, or an error."""
         hub = self.hub
         snapshot = await hub.snapshot(request_id)
+        if snapshot is not None and beyond >= 0 and (await hub.page(beyond, self._page_events)).lines:
+            return  # it was healed whole, and goes on from the position
         if self._is_closed:
             return
         if snapshot is not None and snapshot.sequence_number <= beyond:

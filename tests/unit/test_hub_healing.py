@@ -199,7 +199,6 @@ async def test_a_reader_waits_for_a_log_that_is_healed(small_tail: None) -> None
     assert sink.has_ended
 
 
-@pytest.mark.xfail(reason="who has once met a log that is gone gets a snapshot in any case", strict=True)
 @virtual_time
 async def test_a_reader_goes_on_in_a_log_that_is_healed_whole(small_tail: None) -> None:
     """Its worker held all of it, so nothing is missing and no snapshot is called for (§4.3)."""
