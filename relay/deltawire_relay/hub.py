@@ -9,7 +9,6 @@ it.
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -78,8 +77,7 @@ class Hub:
         self._subscribing: asyncio.Task[None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._is_closed = False
-        # So that of hubs that are made together not all have their dear look together.
-        self._looks = random.randrange(60)  # noqa: S311 - no secret
+        self._looks = 0
         self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
         self._has_expired = False  # as far as we know, if the record is gone
         self._fold = LogFold()

@@ -1,9 +1,9 @@
 """Looks at what pub/sub does not tell, for all hubs of the process: a bare cancel key, a lost message, lost
 writes, a lease that ran out, too long a wait for a job that nobody knows.
 
-A hub that has heard nothing for TAIL_CHECK_AFTER_S is due. Most looks only see that its log ends where the
-tail does, hundreds of logs in one command. Whatever else that shows, and each HEAD_LOOKS-th look, is for the
-dearer script that reads the record, too.
+A hub that has heard nothing for TAIL_CHECK_AFTER_S is due. A cheap look only sees that its log ends where the
+tail does, hundreds of logs in one command. Whatever else that shows, and the first of HEAD_LOOKS looks, is
+for the dearer script that reads the record, too.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from .hub import Hub
 CHECK_INTERVAL_S: Final = 1.0
 TAIL_CHECK_AFTER_S: Final = 3.0
 LOOK_TIMEOUT_S: Final = 3.0  # so that one node of a cluster cannot keep the looks at all others waiting
-HEAD_LOOKS: Final = 3
+HEAD_LOOKS: Final = 2  # of a lease that ran out readers hear within 15 s, and a sweeper wants 5 s of them
 HUBS_AT_ONCE: Final = 256
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Looks:
         """Looks once a second, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
-            await _try(self._refuse_strangers())
+            await _try(self._refuse_strangers)
             await self._all(self._look_for_cancel_keys, _is_queued)
             await self._all(self._look_at_logs, _is_silent)
 
@@ -49,10 +49,10 @@ class Looks:
     ) -> None:
         due = [hub for hub in self._hubs if is_due(hub)]
         if self._log.keys.is_sharded:  # no command is for many, and a node that is away stops nobody else
-            await asyncio.gather(*(_try(look([hub])) for hub in due))
+            await asyncio.gather(*(_try(look, [hub]) for hub in due))
             return
         for hubs in _batched(due):
-            await _try(look([hub for hub in hubs if is_due(hub)]))  # still
+            await _try(look, [hub for hub in hubs if is_due(hub)])  # still
 
     async def _look_for_cancel_keys(self, hubs: Sequence[Hub]) -> None:
         for job_id in await self._log.cancel_requested([hub.job_id for hub in hubs]):
@@ -62,7 +62,7 @@ class Looks:
         tops = {}
         heads = []
         for hub in hubs:
-            if hub.begin_look() % HEAD_LOOKS == 0 or hub.is_in_doubt:
+            if hub.begin_look() % HEAD_LOOKS == 1 or hub.is_in_doubt:
                 heads.append(hub)
             else:
                 tops[hub] = hub.tail.top
@@ -81,13 +81,13 @@ def _is_silent(hub: Hub) -> bool:
 
 
 async def _compare(hubs: Iterable[Hub]) -> None:
-    await asyncio.gather(*(_try(hub.compare()) for hub in hubs))
+    await asyncio.gather(*(_try(hub.compare) for hub in hubs))
 
 
-async def _try(look: Coroutine[Any, Any, None]) -> None:
+async def _try(look: Callable[..., Coroutine[Any, Any, None]], *args: Sequence[Hub]) -> None:
     try:
         async with asyncio.timeout(LOOK_TIMEOUT_S):
-            await look
+            await look(*args)
     except (RedisUnavailableError, TimeoutError) as error:
         _log.debug("cannot look after jobs: %s", error)
     except Exception:  # noqa: BLE001 - the outer edge: what is wrong with one must not end the looks at all
