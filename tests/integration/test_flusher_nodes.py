@@ -14,7 +14,8 @@ from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.redis_client import RedisClient
 from deltawire.redis_nodes import slot_of
-from deltawire_worker.flusher import Flusher, JobWriter
+from deltawire_worker.flusher import Flusher
+from deltawire_worker.writer import JobWriter
 from tests.support.redis_servers import ClusterServers, SentinelServers
 
 DEADLINE_S = 60.0

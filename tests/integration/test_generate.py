@@ -1143,7 +1143,7 @@ async def test_a_log_that_is_lost_late_is_healed_by_a_snapshot(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the worker no longer holds comes back as the fold of it, then the events after it."""
-    monkeypatch.setattr("deltawire_worker.flusher.SNAPSHOT_BYTES", 5_000)
+    monkeypatch.setattr("deltawire_worker.writer.SNAPSHOT_BYTES", 5_000)
     task = bench.start("job", request(deltas=400, rate=400))
     await bench.deltas("job", 100)
     seen = await bench.lines("job")
@@ -1203,7 +1203,7 @@ async def test_a_second_delivery_after_a_loss_goes_along_with_the_run(bench: Ben
 
 async def test_a_long_log_is_compacted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its limit the oldest events become a snapshot; readers of the rest notice nothing (§3.2)."""
-    monkeypatch.setattr("deltawire_worker.flusher.SNAPSHOT_BYTES", 10_000)
+    monkeypatch.setattr("deltawire_worker.writer.SNAPSHOT_BYTES", 10_000)
     bench.flusher.max_log_bytes = 40_000
     task = bench.start("job", request(deltas=2_000, rate=2_000))
     largest = 0
@@ -1223,8 +1223,8 @@ async def test_a_redis_that_stays_away_fills_the_buffer_and_fails_the_job(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
 ) -> None:
     """The upstream is closed then, long before memory is; the failure is written when Redis is back."""
-    monkeypatch.setattr("deltawire_worker.flusher.MAX_PENDING_BYTES", 20_000)
-    monkeypatch.setattr("deltawire_worker.flusher.STALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("deltawire_worker.writer.MAX_PENDING_BYTES", 20_000)
+    monkeypatch.setattr("deltawire_worker.writer.STALL_TIMEOUT_S", 0.3)
     task = bench.start("job", request(deltas=100_000, rate=1_000))
     await bench.deltas("job", 20)
     os.kill(redis_server.pid, signal.SIGSTOP)
@@ -1243,7 +1243,7 @@ async def test_a_gateway_is_not_silent_while_we_do_not_read_it(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
 ) -> None:
     """What holds up the stream is Redis; that has a time-out of its own."""
-    monkeypatch.setattr("deltawire_worker.flusher.MAX_PENDING_BYTES", 20_000)
+    monkeypatch.setattr("deltawire_worker.writer.MAX_PENDING_BYTES", 20_000)
     async with open_bench(redis_url) as bench:
         task = bench.start("job", request(deltas=1_000, rate=1_000), {"idle_timeout_s": 0.3})
         await bench.deltas("job", 20)

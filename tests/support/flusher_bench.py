@@ -13,7 +13,8 @@ from deltawire.options import Options
 from deltawire.record import Record
 from deltawire.redis_connection import RedisConnection, RedisLink, Reply
 from deltawire.scripts import APPEND, REWRITE
-from deltawire_worker.flusher import Flusher, JobWriter
+from deltawire_worker.flusher import Flusher
+from deltawire_worker.writer import JobWriter
 
 OWNER = "w1"
 RECORD = Record(status="in_progress", attempt=3, created_at=1_000.0, tenant="default", options=Options())

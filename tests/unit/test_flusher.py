@@ -16,7 +16,8 @@ from deltawire.keys import ACTIVE_TTL_S
 from deltawire.log import AppendCode
 from deltawire.redis_connection import Reply
 from deltawire.scripts import RENEW
-from deltawire_worker.flusher import MAX_PENDING_BYTES, RETRY_S, STALL_TIMEOUT_S
+from deltawire_worker.flusher import RETRY_S
+from deltawire_worker.writer import MAX_PENDING_BYTES, STALL_TIMEOUT_S
 from tests.support.flusher_bench import Append, Bench, bench, settle
 from tests.support.virtual_time import run, virtual_time
 

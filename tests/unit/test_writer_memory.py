@@ -18,6 +18,7 @@ from deltawire.fold import Fold, LogFold
 from deltawire.keys import ACTIVE_TTL_S, LEASE_S
 from deltawire.log import AppendCode
 from deltawire_worker import flusher as flusher_module
+from deltawire_worker import writer as writer_module
 from tests.support import sample_events as sample
 from tests.support.flusher_bench import OWNER, RECORD, Append, Bench, Rewrite, bench, settle
 from tests.support.sample_events import line, text_chunk
@@ -31,7 +32,7 @@ MAX_LOG_BYTES = 5_000
 def _small() -> Iterator[None]:
     """A stretch between two snapshots is a few deltas."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flusher_module, "SNAPSHOT_BYTES", SNAPSHOT_BYTES)
+        patch.setattr(writer_module, "SNAPSHOT_BYTES", SNAPSHOT_BYTES)
         yield
 
 

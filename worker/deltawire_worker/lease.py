@@ -17,8 +17,9 @@ from deltawire.record import decode_cancel
 from deltawire.redis_connection import Reply
 
 from .cancellation import want_cancel
-from .flusher import STALL_TIMEOUT_S, Flusher
+from .flusher import Flusher
 from .run import Refused, Run
+from .writer import STALL_TIMEOUT_S
 
 RENEWAL_INTERVAL_S: Final = 1.0
 MAX_UNANSWERED: Final = round(STALL_TIMEOUT_S / RENEWAL_INTERVAL_S)

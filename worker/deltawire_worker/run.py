@@ -13,7 +13,7 @@ from deltawire.fold import Fold
 from deltawire.log import AppendCode
 from deltawire.record import CancelRequest, Record
 
-from .flusher import JobWriter
+from .writer import JobWriter
 
 
 class Outcome(msgspec.Struct, frozen=True):
