@@ -13,6 +13,7 @@ import msgspec
 
 from .codec import encode, encode_terminal, sequence_number_of
 from .ending import AsCancelled, Ending, terminal_event
+from .errors import RedisRefusedError
 from .events import TERMINAL_STATUSES, Queued
 from .fold import Fold
 from .index import Index
@@ -370,18 +371,27 @@ class JobLog:
     async def news(self, tops: Mapping[str, int]) -> dict[str, list[bytes]]:
         """The next lines of those logs that go beyond the number given, by job; at most NEWS_LINES of each.
 
-        One call for all (on a cluster one for each), so a few hundred jobs at a time.
+        One call for all (on a cluster one for each), so a few hundred jobs at a time. A log that cannot be
+        read, as one of a cluster's servers is away, keeps nobody from the others. Raises
+        RedisUnavailableError where none can be read.
         """
         if not tops:
             return {}
-        if self.keys.is_sharded and len(tops) > 1:
-            asked = (self.news({job_id: top}) for job_id, top in tops.items())
-            news: dict[str, list[bytes]] = {}
-            for answer in await asyncio.gather(*asked, return_exceptions=True):
-                if isinstance(answer, BaseException):
-                    raise answer
-                news |= answer
-            return news
+        if not self.keys.is_sharded or len(tops) == 1:
+            try:
+                return await self._news(tops)
+            except RedisRefusedError:  # one of the keys is somebody else's, and no stream
+                if len(tops) == 1:
+                    raise
+        asked = (self._news({job_id: top}) for job_id, top in tops.items())
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(failed) == len(answers):
+            raise failed[0]
+        found = [answer for answer in answers if isinstance(answer, dict)]
+        return {job_id: lines for answer in found for job_id, lines in answer.items()}
+
+    async def _news(self, tops: Mapping[str, int]) -> dict[str, list[bytes]]:
         jobs = {self.keys.job(job_id).log.encode(): job_id for job_id in tops}
         after = [f"{top}-0" for top in tops.values()]
         reply = await self.scripts.execute("XREAD", "COUNT", NEWS_LINES, "STREAMS", *jobs, *after)

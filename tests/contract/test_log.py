@@ -42,7 +42,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer, free_port
 from deltawire.scripts import APPEND, CLAIM, REWRITE, Script
 from tests.support import sample_events as sample
-from tests.support.job_logs import OpenedLog, listening, open_job_log, ttls
+from tests.support.job_logs import FakeExecutor, OpenedLog, listening, open_job_log, ttls
 from tests.support.log_calls import BODY, LEASE_S, NOW, append, claim, ending, numbers, renew, running, submit
 from tests.support.sample_events import line
 
@@ -732,6 +732,11 @@ async def test_news_of_many_logs_at_once(job_log: OpenedLog) -> None:
     assert news == {"a": [b"a2", b"a3"], "b": [b"b%d" % number for number in range(3, NEWS_LINES + 3)]}
     assert await job_log.news({"c": 3}) == {}
     assert await job_log.news({}) == {}
+    if not isinstance(job_log.executor, FakeExecutor):  # which falls over it
+        await job_log.executor.execute("SET", job_log.keys.job("d").log, "no stream")
+        assert await job_log.news({"a": 2, "d": 0}) == {"a": [b"a3"]}
+        with pytest.raises(RedisUnavailableError):
+            await job_log.news({"d": 0})
 
 
 async def test_cancel_keys_of_many_jobs_at_once(job_log: OpenedLog) -> None:
