@@ -25,6 +25,7 @@ from tests.support.system import System, gateway_records
 from tests.support.viewers import Crowd, OneJobViewer, StreamViewer
 
 SUBMITTING: Final = 20
+SUBMIT_S: Final = 30.0
 OVER_S: Final = 90.0
 _SNAPSHOT: Final = b'{"type":"snapshot",'  # what a log begins with that was written again (PROTOCOL §3.2)
 _NUMBER: Final = re.compile(rb'"sequence_number":(\d+),')
@@ -51,15 +52,18 @@ class Scenario:
     async def submit(
         self, count: int, body: dict[str, Any], options: Sequence[dict[str, Any]] = ({},)
     ) -> list[str]:
-        """So many jobs by `POST /v1/jobs`; the options are dealt out in turn."""
+        """So many jobs by `POST /v1/jobs`, tried again where it says so; the options are dealt out in turn."""
         door = asyncio.Semaphore(SUBMITTING)
 
         async def submit(number: int) -> str:
+            job = {"request": body, "options": options[number % len(options)]}
+            deadline = time.monotonic() + SUBMIT_S
             async with door:
-                response = await self.crowd.http.post(
-                    f"{self._submit_to}/v1/jobs",
-                    json={"request": body, "options": options[number % len(options)]},
-                )
+                while True:
+                    response = await self.crowd.http.post(f"{self._submit_to}/v1/jobs", json=job)
+                    if response.status_code != 503 or time.monotonic() > deadline:
+                        break
+                    await asyncio.sleep(float(response.headers["Retry-After"]))
             assert response.status_code == 202, response.text
             return str(response.json()["id"])
 
