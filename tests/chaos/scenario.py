@@ -52,7 +52,7 @@ class Scenario:
     async def submit(
         self, count: int, body: dict[str, Any], options: Sequence[dict[str, Any]] = ({},)
     ) -> list[str]:
-        """So many jobs by `POST /v1/jobs`, tried again where it says so; the options are dealt out in turn."""
+        """So many jobs by `POST /v1/jobs`, which is tried again where it says so; options are dealt out."""
         door = asyncio.Semaphore(SUBMITTING)
 
         async def submit(number: int) -> str:
