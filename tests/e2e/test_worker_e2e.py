@@ -271,7 +271,8 @@ async def test_a_prompt_is_in_no_key_when_its_retention_is_over(marked: Marked) 
 
         await eventually(lambda: not found(), timeout_s=8, what="the marker to go")
         with Redis.from_url(system.redis_url) as redis:
-            assert list(redis.scan_iter("dw:{*")) == []
+            left = {redis.get(key) for key in redis.scan_iter("dw:{*")}
+            assert left <= {b"over completed", b"over failed", b"over cancelled"}  # §3.4
 
 
 def dump(redis: Any, key: bytes) -> str:  # redis-py's client is generic in what it returns
