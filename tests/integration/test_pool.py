@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from redis import Redis
 from redis.exceptions import BusyLoadingError, ConnectionError  # noqa: A004 - redis-py's name
 
+from deltawire.redis_server import free_port
 from deltawire_worker.pool import TaskPool, await_, cancellation
 from tests.support.pool_app import CLIENT_NAME
 
@@ -44,11 +44,6 @@ def eventually(condition: Callable[[], T], timeout_s: float = 15.0) -> T:
         assert time.monotonic() < deadline, "gave up waiting"
         time.sleep(0.02)
     return value
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return cast("int", server.getsockname()[1])
 
 
 class RedisServer:
