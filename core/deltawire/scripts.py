@@ -19,15 +19,16 @@ class Script(msgspec.Struct, frozen=True):
     sha: str
 
 
-def _load(name: str) -> Script:
-    text = files("deltawire").joinpath("lua", f"{name}.lua").read_text()
+def _load(*names: str) -> Script:
+    """The script of the last name, behind the functions that it takes from the others."""
+    text = "".join(files("deltawire").joinpath("lua", f"{name}.lua").read_text() for name in names)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-SUBMIT: Final = _load("submit")
-CLAIM: Final = _load("claim")
+SUBMIT: Final = _load("tombstone", "submit")
+CLAIM: Final = _load("tombstone", "claim")
 APPEND: Final = _load("append")
-REWRITE: Final = _load("rewrite")
+REWRITE: Final = _load("tombstone", "rewrite")
 RENEW: Final = _load("renew")
 CANCEL: Final = _load("cancel")
 HEAD: Final = _load("head")

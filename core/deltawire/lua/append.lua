@@ -32,9 +32,10 @@ if fields_end > 7 then redis.call('HSET', KEYS[1], unpack(ARGV, 8, fields_end)) 
 if terminal ~= '' then
   redis.call('HSET', KEYS[1], 'status', terminal)
   redis.call('HDEL', KEYS[1], 'request', 'lease_until')
-  if tonumber(ttl) < 3600 then
-    -- An owner that wakes late, or a message that comes again, must not bring back a job that is gone.
-    redis.call('SET', KEYS[3], 'over ' .. terminal, 'EX', 3600)
+  -- An owner that wakes late, or a message that comes again, must not bring back a job that is gone.
+  local mark_s = 3600
+  if tonumber(ttl) < mark_s then
+    redis.call('SET', KEYS[3], 'over ' .. terminal, 'EX', mark_s)
   else
     redis.call('EXPIRE', KEYS[3], ttl)
   end

@@ -21,13 +21,7 @@ if not status then
   local over = string.match(cancel, '^over (.*)')
   if over then return {'ENDED', over} end
   redis.call('HSET', KEYS[1], 'attempt', 0, unpack(ARGV, 5))
-  -- Another tenant's tombstone is not for this job.
-  local ok, request = pcall(cjson.decode, cancel == '' and '1' or cancel)
-  if ok and type(request) == 'table' and type(request.tenant) == 'string'
-    and request.tenant ~= redis.call('HGET', KEYS[1], 'tenant') then
-    redis.call('DEL', KEYS[3])
-    cancel = ''
-  end
+  if drop_foreign_tombstone(KEYS[3], redis.call('HGET', KEYS[1], 'tenant')) then cancel = '' end
 elseif status == 'in_progress' then
   local own, left = known[3] == ARGV[1], tonumber(known[4]) - now
   if not own and left > 0 then return {'HELD', left} end

@@ -30,13 +30,7 @@ for i = fields_end + 1, #ARGV do
 end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
--- Another tenant's tombstone, left meanwhile, is not for this job.
-local cancel = redis.call('GET', KEYS[3])
-local ok, request = pcall(cjson.decode, cancel or '1')
-if not known[1] and ok and type(request) == 'table' and type(request.tenant) == 'string'
-  and request.tenant ~= redis.call('HGET', KEYS[1], 'tenant') then
-  redis.call('DEL', KEYS[3])
-end
+if not known[1] then drop_foreign_tombstone(KEYS[3], redis.call('HGET', KEYS[1], 'tenant')) end
 local receivers = 0
 local begin = fields_end + 1 + math.max(0, top + 1 - first)
 if begin <= #ARGV then receivers = redis.call(ARGV[5], KEYS[4], table.concat(ARGV, '\n', begin)) end

@@ -10,12 +10,8 @@ end
 redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'digest', ARGV[2], unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 -- Another tenant's tombstone is not for this job, nor is the end of one whose record is gone.
-local cancel = redis.call('GET', KEYS[3])
-if cancel and string.find(cancel, '^over ') then redis.call('DEL', KEYS[3]) end
-local ok, request = pcall(cjson.decode, cancel or '1')
-if ok and type(request) == 'table' and type(request.tenant) == 'string' and request.tenant ~= ARGV[4] then
-  redis.call('DEL', KEYS[3])
-end
+if string.find(redis.call('GET', KEYS[3]) or '', '^over ') then redis.call('DEL', KEYS[3]) end
+drop_foreign_tombstone(KEYS[3], ARGV[4])
 redis.call('DEL', KEYS[2]) -- of a job whose record is gone
 redis.call('XADD', KEYS[2], '1-0', 'e', ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
