@@ -52,6 +52,16 @@ class AsCancelled(msgspec.Struct, frozen=True):
 Ending = AsCompleted | AsIncomplete | AsFailed | AsCancelled
 
 
+def as_queue_timeout() -> AsFailed:
+    """No worker took the job before its `queue_deadline`."""
+    return AsFailed(WireError("queue_timeout", "no worker took the job in time"), "queue")
+
+
+def as_lost(code: str) -> AsFailed:
+    """Nobody streams the job any more, and it does not start again; `code` says how the attempt was lost."""
+    return AsFailed(WireError(code, "the worker that ran this job was lost"), "worker")
+
+
 def at_end_of_stream(fold: Fold) -> Ending:
     """The gateway has said all it will, with [DONE] or without: what counts is the finish_reason."""
     reasons = [reason for reason in fold.finish_reasons() if reason is not None]

@@ -17,7 +17,7 @@ from .errors import RedisRefusedError
 from .events import TERMINAL_STATUSES, Queued
 from .fold import Fold
 from .index import Index
-from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, Keys
+from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, WATCHED_TTL_S, JobKeys, Keys
 from .options import Options
 from .record import CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
 from .scripts import APPEND, CANCEL, CLAIM, HEAD, SUBMIT, Executor, Scripts
@@ -56,7 +56,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the lease has run out, or the time in the queue: something for a sweeper."""
         if self.record is None or self.record.status != "queued":
             return self.lease_left_s is not None and self.lease_left_s < 0
-        return now - self.record.created_at > self.record.options.queue_timeout_s
+        return now > self.record.queue_deadline
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +83,7 @@ Args = tuple[Field, ...]
 
 def append_args(
     keys: Keys,
-    job_id: str,
+    job: JobKeys,
     *,
     attempt: int,
     owner: str,
@@ -94,7 +94,6 @@ def append_args(
     fields: Sequence[str | float] = (),
 ) -> Args:
     """KEYS and ARGV of append.lua, to follow `EVALSHA sha` (its header says what they mean)."""
-    job = keys.job(job_id)
     return (
         *(4, job.meta, job.log, job.cancel, job.channel),
         *(attempt, owner, first, max(1, round(ttl_s)), terminal, keys.publish),
@@ -104,7 +103,7 @@ def append_args(
 
 def rewrite_args(
     keys: Keys,
-    job_id: str,
+    job: JobKeys,
     *,
     owner: str,
     lease_s: float,
@@ -114,7 +113,6 @@ def rewrite_args(
     record: Record,
 ) -> Args:
     """KEYS and ARGV of rewrite.lua. Events are numbered from `first`; `snapshot` stands for those before."""
-    job = keys.job(job_id)
     fields = record.fields()
     return (
         *(4, job.meta, job.log, job.cancel, job.channel),
@@ -142,9 +140,9 @@ class JobLog:
         """Creates the job `queued`, if it does not exist. Can be repeated."""
         # So that the event can be told from the record, to the last digit.
         created_at = round(created_at, 6)
-        await self.index.will_queue(job_id, created_at + options.queue_timeout_s)
-        keys = self.keys.job(job_id)
         record = _queued(request, options, created_at)
+        await self.index.will_queue(job_id, record.queue_deadline)
+        keys = self.keys.job(job_id)
         reply = await self.scripts.run(
             SUBMIT,
             (keys.meta, keys.log, keys.cancel, keys.channel),
@@ -215,7 +213,7 @@ class JobLog:
         """Appends events numbered from `first`. Returns the script's code and the log's top."""
         args = append_args(
             self.keys,
-            job_id,
+            self.keys.job(job_id),
             attempt=attempt,
             owner=owner,
             first=first,
@@ -313,9 +311,13 @@ class JobLog:
     async def is_watched(self, job_id: str) -> bool:
         """Whether some relay listens to the job's channel, or has said that it watches without listening."""
         keys = self.keys.job(job_id)
-        numsub = "NUMSUB" if self.keys.publish == "PUBLISH" else "SHARDNUMSUB"
+        numsub = "SHARDNUMSUB" if self.keys.is_sharded else "NUMSUB"
         listeners = await self.scripts.execute("PUBSUB", numsub, keys.channel)
         return bool(listeners[1]) or bool(await self.scripts.execute("EXISTS", keys.watched))
+
+    async def mark_watched(self, job_id: str) -> None:
+        """Says so for WATCHED_TTL_S."""
+        await self.scripts.execute("SET", self.keys.job(job_id).watched, 1, "EX", WATCHED_TTL_S)
 
     async def head(self, job_id: str) -> Head:
         """The record and the bounds of the log, as of one moment."""

@@ -28,6 +28,11 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     def is_terminal(self) -> bool:
         return self.status in TERMINAL_STATUSES
 
+    @property
+    def queue_deadline(self) -> float:
+        """When the job, if it is still queued, has waited for too long."""
+        return self.created_at + self.options.queue_timeout_s
+
     def timings(self, now: float) -> Timings:
         """Durations so far, from the record's creation; clocks of two machines never make one negative."""
 

@@ -16,11 +16,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Literal, Protocol, TypeVar
 
-from .ending import AsCancelled, AsFailed, Ending
+from .ending import AsCancelled, Ending, as_lost, as_queue_timeout
 from .errors import RedisRefusedError, RedisUnavailableError, WireError
 from .fold import LogFold, fold_pages
 from .keys import LEASE_S
-from .log import JobLog
+from .log import Head, JobLog
 from .record import Record
 from .recover import End, recover
 
@@ -103,7 +103,7 @@ class Sweeper:
         head = await self._quickly(self._log.head(job_id), job_id)
         record, left_s = head.record, head.lease_left_s
         if record is not None and record.status == "queued":
-            return "over" if await self._waits_no_more(job_id) else "held"
+            return "over" if await self._end_overdue(job_id, head) else "held"
         if record is None or record.status != "in_progress" or left_s is None:
             return "over"
         if left_s > 0:
@@ -134,7 +134,7 @@ class Sweeper:
             return claim.code in {"ENDED", "MISSING"}
         _log.warning("ending a job whose worker is lost", extra={"job_id": job_id, "attempt": record.attempt})
         code = decision.code if isinstance(decision, End) else "worker_lost"
-        ending: Ending = AsFailed(WireError(code, "the worker that ran this job was lost"), "worker")
+        ending: Ending = as_lost(code)
         if claim.cancel is not None:
             ending = AsCancelled(claim.cancel, time.time(), None)
         log_fold = await fold_pages(LogFold(), self._log.pages(job_id))
@@ -146,17 +146,17 @@ class Sweeper:
     # Queued jobs.
 
     async def _waits_no_more(self, job_id: str) -> bool:
-        """Ends a queued job that no worker took in time."""
-        head = await self._quickly(self._log.head(job_id), job_id)
+        return await self._end_overdue(job_id, await self._quickly(self._log.head(job_id), job_id))
+
+    async def _end_overdue(self, job_id: str, head: Head) -> bool:
+        """Ends a queued job that no worker took in time. Whether it is queued no more."""
         record = head.record
         if record is None or record.status != "queued":
             return True
-        deadline = record.created_at + record.options.queue_timeout_s
-        if time.time() <= deadline:
-            await self._index.waits_until(job_id, deadline)
+        if time.time() <= record.queue_deadline:
+            await self._index.waits_until(job_id, record.queue_deadline)
             return False
-        error = WireError("queue_timeout", "no worker took the job in time")
-        ended = await self._log.end(job_id, AsFailed(error, "queue"), record=record, top=head.top)
+        ended = await self._log.end(job_id, as_queue_timeout(), record=record, top=head.top)
         if ended == "CANCELLED":
             await self._log.cancel(job_id, reason="cancel_key")
         return True

@@ -11,6 +11,7 @@ from typing import Final
 
 import uvicorn
 
+from deltawire.background import in_background
 from deltawire.errors import RedisUnavailableError
 from deltawire.keys import Keys
 from deltawire.log import JobLog
@@ -97,12 +98,9 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         log = JobLog(commands, keys)
         sender = TaskSender(celery)
         sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
-        sweeping = asyncio.create_task(sweeper.keep(), name="sweeper")
-        stack.push_async_callback(_end, sweeping)
         hubs = Hubs(log, feed, sweeper.report)
-        standby = Standby(hubs, log, commands, feed)
-        standing_by = asyncio.create_task(standby.run(), name="standby")
-        stack.push_async_callback(_end, standing_by)
+        standby = Standby(hubs, log, feed)
+        await stack.enter_async_context(in_background(sweeper.keep(), standby.keep()))
         gate = Gate(settings.api_keys, settings.allowed_origins)
         jobs = Jobs(log, hubs, CeleryQueue(sender))
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
@@ -124,8 +122,3 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
             timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
         )
         await _Server(config, health, standby, door, api).serve(list(sockets) or None)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

@@ -5,12 +5,8 @@ import logging
 import math
 from typing import Final
 
-import hiredis
-
 from deltawire.errors import RedisUnavailableError
-from deltawire.keys import WATCHED_TTL_S
 from deltawire.log import JobLog
-from deltawire.scripts import Executor
 
 from .feed import Feed
 from .hub import DEGRADED_AFTER_S, Hub
@@ -30,13 +26,12 @@ class Standby:
     stop, is not among them, so it leaves a mark for its jobs that end when nobody watches.
     """
 
-    def __init__(self, hubs: Hubs, log: JobLog, redis: Executor, feed: Feed) -> None:
+    def __init__(self, hubs: Hubs, log: JobLog, feed: Feed) -> None:
         self._hubs = hubs
         self._log = log
-        self._redis = redis
         self._feed = feed
 
-    async def run(self) -> None:
+    async def keep(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
         marked_at = -math.inf
@@ -69,17 +64,9 @@ class Standby:
 
     async def mark_watched(self) -> None:
         """Leaves the marks. Raises RedisUnavailableError."""
-        watched = [self._log.keys.job(hub.job_id).watched for hub in self._hubs if _ends_unwatched(hub)]
-        try:
-            for start in range(0, len(watched), HUBS_AT_ONCE):
-                await asyncio.gather(
-                    *(
-                        self._redis.execute("SET", key, 1, "EX", WATCHED_TTL_S)
-                        for key in watched[start : start + HUBS_AT_ONCE]
-                    )
-                )
-        except hiredis.ReplyError as error:
-            raise RedisUnavailableError(f"Redis refuses: {error}") from error
+        watched = [hub.job_id for hub in self._hubs if _ends_unwatched(hub)]
+        for start in range(0, len(watched), HUBS_AT_ONCE):
+            await asyncio.gather(*map(self._log.mark_watched, watched[start : start + HUBS_AT_ONCE]))
 
 
 def _ends_unwatched(hub: Hub) -> bool:

@@ -1004,7 +1004,7 @@ class JobLogMachine(RuleBasedStateMachine):
             before = encode_snapshot(self.job_id, first - 1, attempt=attempt, created_at=NOW, fold=state)
         args = rewrite_args(
             self.log.keys,
-            self.job_id,
+            self.log.keys.job(self.job_id),
             owner=owner,
             lease_s=LEASE_S,
             first=first,

@@ -57,7 +57,7 @@ async def rewrite(
     """The script's reply."""
     args = rewrite_args(
         log.keys,
-        "job",
+        log.keys.job("job"),
         owner=owner,
         lease_s=LEASE_S,
         first=first,

@@ -28,7 +28,7 @@ from deltawire_relay.feed import Feed
 from tests.support.producer import ProducedJob, Producer, producer
 from tests.support.readers import Message, WebSocketReader, http_client, is_event, numbers, websocket
 from tests.support.relay_process import RelayProcess, relay_in_process
-from tests.support.tcp_proxy import tcp_proxy
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 
 WAIT_S: Final = 30.0
 
@@ -138,12 +138,11 @@ def feed_delivers(feed: Feed) -> Callable[[], Awaitable[bool]]:
     return is_delivering
 
 
-async def test_a_half_open_feed_is_found_and_made_anew(
-    redis_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection stays open and nothing comes through: the probe that left by another way shows it."""
-    monkeypatch.setattr(feed_module, "PROBE_INTERVAL_S", 0.1)
-    monkeypatch.setattr(feed_module, "PROBE_TIMEOUT_S", 0.5)
+@asynccontextmanager
+async def feed_behind_a_proxy(
+    redis_url: str, redis_server: RedisServer
+) -> AsyncIterator[tuple[TcpProxy, Feed, Heard, Any]]:  # redis-py's client is loosely typed
+    """A feed that delivers through a proxy, the listener on its channel, and who publishes there."""
     heard = Heard()
     async with (
         asyncio.timeout(WAIT_S),
@@ -153,6 +152,16 @@ async def test_a_half_open_feed_is_found_and_made_anew(
     ):
         await feed.subscribe("job", heard)
         await until(feed_delivers(feed))
+        yield proxy, feed, heard, publisher
+
+
+async def test_a_half_open_feed_is_found_and_made_anew(
+    redis_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays open and nothing comes through: the probe that left by another way shows it."""
+    monkeypatch.setattr(feed_module, "PROBE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(feed_module, "PROBE_TIMEOUT_S", 0.5)
+    async with feed_behind_a_proxy(redis_url, redis_server) as (proxy, feed, heard, publisher):
         before = heard.reconnections
         proxy.freeze()
         await publisher.publish("job", "unheard")
@@ -173,15 +182,7 @@ async def test_without_probes_a_half_open_feed_is_believed_in(
 ) -> None:
     """The negative twin: TCP alone notices nothing while the same messages are lost."""
     monkeypatch.setattr(feed_module, "PROBE_INTERVAL_S", 3_600)
-    heard = Heard()
-    async with (
-        asyncio.timeout(WAIT_S),
-        tcp_proxy(redis_server.port) as proxy,
-        feed_through(f"redis://127.0.0.1:{proxy.port}/0", redis_url) as feed,
-        redis.asyncio.Redis.from_url(redis_url) as publisher,
-    ):
-        await feed.subscribe("job", heard)
-        await until(feed_delivers(feed))
+    async with feed_behind_a_proxy(redis_url, redis_server) as (proxy, feed, heard, publisher):
         proxy.freeze()
         await publisher.publish("job", "unheard")
         async with feed_through(redis_url, redis_url) as other:

@@ -178,9 +178,8 @@ async def test_a_late_reader_is_served_from_memory_while_the_log_is_gone() -> No
     assert len(first.sink.messages) == 1
 
 
-@virtual_time
-async def test_a_reader_waits_for_a_log_that_is_healed(small_tail: None) -> None:
-    """Its next events are gone with the log; it gets a snapshot as soon as there is one."""
+async def reader_of_a_lost_log() -> tuple[FakeRedis, Reader]:
+    """Redis has forgotten a job of 20 events; its reader has three, and asks for the next ones now."""
     redis = FakeRedis()
     started(redis, 20)
     sink = FakeSink(room=0)
@@ -188,6 +187,14 @@ async def test_a_reader_waits_for_a_log_that_is_healed(small_tail: None) -> None
     redis.forget()
     sink.room = None
     reader.subscriber.pump()
+    return redis, reader
+
+
+@virtual_time
+async def test_a_reader_waits_for_a_log_that_is_healed(small_tail: None) -> None:
+    """Its next events are gone with the log; it gets a snapshot as soon as there is one."""
+    redis, reader = await reader_of_a_lost_log()
+    sink = reader.sink
     await asyncio.sleep(3)
     assert len(sink.messages) == 1
     assert sink.error is None
@@ -202,13 +209,8 @@ async def test_a_reader_waits_for_a_log_that_is_healed(small_tail: None) -> None
 @virtual_time
 async def test_a_reader_goes_on_in_a_log_that_is_healed_whole(small_tail: None) -> None:
     """Its worker held all of it, so nothing is missing and no snapshot is called for (§4.3)."""
-    redis = FakeRedis()
-    started(redis, 20)
-    sink = FakeSink(room=0)
-    reader = await attach(hubs_of(redis), position=3, sink=sink)
-    redis.forget()
-    sink.room = None
-    reader.subscriber.pump()
+    redis, reader = await reader_of_a_lost_log()
+    sink = reader.sink
     await asyncio.sleep(0.3)
     redis.append(*redis.history)
     await asyncio.sleep(3)

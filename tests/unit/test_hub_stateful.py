@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from deltawire.errors import RedisUnavailableError
 from deltawire.fold import LogFold
 from deltawire.messages import Snapshot
+from deltawire.scripts import Scripts
 from deltawire_relay import hub as hub_module
 from deltawire_relay import subscriber as subscriber_module
 from deltawire_relay.hub import HEAL_TIMEOUT_S
@@ -74,8 +75,9 @@ class HubMachine(RuleBasedStateMachine):
         self._loop = self._runner.get_loop()
         self.redis = FakeRedis()
         self.hubs = Hubs(self.redis.log, self.redis.feed)
-        standby = Standby(self.hubs, self.redis.log, NoMarks(), self.redis.feed)
-        self.standing_by = self._loop.create_task(standby.run())
+        self.redis.log.scripts = Scripts(NoMarks())
+        standby = Standby(self.hubs, self.redis.log, self.redis.feed)
+        self.standing_by = self._loop.create_task(standby.keep())
         self.readers: list[tuple[int, FakeSink, Subscriber]] = []
         self.opening: list[asyncio.Task[None]] = []
         self.unsent: list[bytes] = []

@@ -12,6 +12,7 @@ import pytest
 from deltawire.errors import RedisUnavailableError
 from deltawire.keys import WATCHED_TTL_S
 from deltawire.log import NEWS_LINES
+from deltawire.scripts import Scripts
 from deltawire_relay import looks
 from deltawire_relay.hub import DEGRADED_AFTER_S
 from deltawire_relay.hubs import Hubs
@@ -42,7 +43,8 @@ class Marks:
 @asynccontextmanager
 async def standing_by(redis: FakeRedis, hubs: Hubs) -> AsyncIterator[Marks]:
     marks = Marks()
-    task = asyncio.create_task(Standby(hubs, redis.log, marks, redis.feed).run())
+    redis.log.scripts = Scripts(marks)
+    task = asyncio.create_task(Standby(hubs, redis.log, redis.feed).keep())
     try:
         yield marks
     finally:
@@ -311,7 +313,8 @@ async def test_a_relay_that_stops_marks_what_it_watches() -> None:
     hubs = hubs_of(redis)
     await attach(hubs)
     marks = Marks()
-    standby = Standby(hubs, redis.log, marks, redis.feed)
+    redis.log.scripts = Scripts(marks)
+    standby = Standby(hubs, redis.log, redis.feed)
     await standby.mark_watched()
     assert len(marks.written) == 1
     marks.error = hiredis.ReplyError("OOM")

@@ -10,6 +10,7 @@ from typing import Final
 
 from celery import Celery
 
+from deltawire.background import in_background
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
@@ -89,9 +90,8 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         presence = Presence(log.index, owner, runs)
         sweeper = Sweeper(log, TaskSender(app), owner=f"{owner}-sweeper")
         abandonment = Abandonment(log, runs)
-        for kept in (leases, presence, sweeper, abandonment):
-            task = asyncio.create_task(kept.keep(), name=f"keep-{type(kept).__name__}")
-            stack.callback(task.cancel)
+        kept = in_background(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep())
+        await stack.enter_async_context(kept)
         app.generator_loop = asyncio.get_running_loop()
         app.generator = Generator(
             log=log,

@@ -86,7 +86,7 @@ class Flusher:
 
     def retry(self, writer: JobWriter, error: Exception) -> None:
         """An append was refused (out of memory, loading, a slot that moves) or lost: later, again."""
-        self._saw(writer.key, error)
+        self._saw(writer.keys.meta, error)
         if not isinstance(error, RedisUnavailableError) and code_of(error) != "MOVED":
             _log.warning("Redis refuses an append: %s", error)
         asyncio.get_running_loop().call_later(RETRY_S, self.mark_if_open, writer)
@@ -124,7 +124,7 @@ class Flusher:
         dirty, self._dirty = self._dirty, {}
         batches: dict[RedisConnection, tuple[list[bytes], list[Callable[[Reply], None]]]] = {}
         for writer in dirty:
-            connection = self._connection(writer.key)
+            connection = self._connection(writer.keys.meta)
             # Where there is none, `_connected` marks the writer again, or a move of its slot.
             if connection is not None and (command := writer.command()):
                 commands, callbacks = batches.setdefault(connection, ([], []))

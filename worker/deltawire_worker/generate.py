@@ -9,7 +9,16 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from deltawire.codec import decode, encode, encode_terminal
-from deltawire.ending import AsCancelled, AsFailed, Ending, at_deadline, at_end_of_stream, terminal_event
+from deltawire.ending import (
+    AsCancelled,
+    AsFailed,
+    Ending,
+    as_lost,
+    as_queue_timeout,
+    at_deadline,
+    at_end_of_stream,
+    terminal_event,
+)
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
 from deltawire.events import Failed, InProgress, Queued, Restarted
 from deltawire.fold import LogFold, fold_pages
@@ -222,12 +231,10 @@ class Generator:
         restarts = isinstance(decision, NextAttempt) and run.cause is None
         if run.record.first_delta_at is not None and not restarts:
             await self._fold_log(run)  # an attempt before this one has streamed, and this one ends the job
-        options = run.record.options
-        upstream = self._upstreams.get(options.upstream)
+        upstream = self._upstreams.get(run.record.options.upstream)
         if upstream is None and problem is None:
             known = ", ".join(sorted(self._upstreams))
             problem = WireError("unknown_upstream", f"there is no upstream of this name; known are {known}")
-        late_s = time.time() - run.record.created_at - options.queue_timeout_s
 
         ending: Ending | None
         if isinstance(run.cause, CancelWanted):
@@ -235,9 +242,9 @@ class Generator:
         elif problem is not None:
             ending = AsFailed(problem, "request")
         elif isinstance(decision, End):
-            ending = AsFailed(WireError(decision.code, "the worker that ran this job was lost"), "worker")
-        elif run.attempt == 1 and late_s > 0:
-            ending = AsFailed(WireError("queue_timeout", "no worker took the job in time"), "queue")
+            ending = as_lost(decision.code)
+        elif run.attempt == 1 and time.time() > run.record.queue_deadline:
+            ending = as_queue_timeout()
         elif await self._abandonment.waited_unwatched(run):
             ending = AsCancelled(abandoned(), time.time(), None)
         else:

@@ -50,7 +50,7 @@ class JobWriter:
         on_refused: Callable[[AppendCode], None],
     ) -> None:
         self._flusher = flusher
-        self.key = flusher.keys.job(job_id).meta
+        self.keys = flusher.keys.job(job_id)
         self._job_id = job_id
         self._record = record
         self._owner = owner
@@ -182,7 +182,7 @@ class JobWriter:
                     *("EVALSHA", REWRITE.sha),
                     *rewrite_args(
                         self._flusher.keys,
-                        self._job_id,
+                        self.keys,
                         owner=self._owner,
                         lease_s=LEASE_S,
                         first=base.number + 1,
@@ -195,7 +195,7 @@ class JobWriter:
         self._under_way = len(self._events)
         args = append_args(
             self._flusher.keys,
-            self._job_id,
+            self.keys,
             attempt=self._record.attempt,
             owner=self._owner,
             first=self._acknowledged + 1,
