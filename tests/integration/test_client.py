@@ -12,10 +12,11 @@ from deltawire.messages import Snapshot
 from deltawire.redis_server import free_port
 from tests.support.producer import Producer
 from tests.support.relay_process import RelayProcess
+from tests.support.system import eventually
 from tests.support.tcp_proxy import tcp_proxy
 
 DELTAS = 200
-CUTS = 20
+CUT_EVERY = 15
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -30,16 +31,17 @@ async def test_a_caller_sees_every_event_once_however_often_the_connection_break
         async def produce() -> None:
             for number in range(DELTAS):
                 await job.deltas(f"{number} ")
-                if randomness.random() < CUTS / DELTAS:
-                    proxy.cut()
-                await asyncio.sleep(0.005)
+                if number % CUT_EVERY == 0:
+                    # At any moment of a connection's life, but not while there is none to cut.
+                    await eventually(lambda: proxy.cut() > 0, what="a connection")
+                await asyncio.sleep(randomness.uniform(0, 0.01))
             await job.end()
 
         producing = asyncio.create_task(produce())
         async with AsyncClient(f"http://127.0.0.1:{proxy.port}") as client:
             events: list[Event | Snapshot] = [event async for event in client.events(job.job_id)]
         await producing
-        assert proxy.connections > CUTS // 3
+        assert proxy.connections > DELTAS // CUT_EVERY
     assert [event.sequence_number for event in events] == list(range(1, job.top + 1))
     assert "".join(text for event in events for text in text_of(event)).endswith(f"{DELTAS - 1} ")
 
