@@ -35,6 +35,14 @@ class InProgress(_Event, frozen=True, kw_only=True, tag="in_progress"):
     model: str | None
 
 
+class Retrying(_Event, frozen=True, kw_only=True, tag="retrying", rename={"next_try": "try"}):
+    """The gateway refused or could not be reached; it is asked again after `delay_s`. Never after a delta."""
+
+    next_try: int  # 2 for the first retry
+    reason: str  # an error code
+    delay_s: float
+
+
 class Delta(_Event, frozen=True, kw_only=True, tag="delta"):
     """One upstream `chat.completion.chunk`, unknown fields intact.
 
@@ -72,11 +80,28 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
     upstream_closed_at: float | None
 
 
+class ParseError(msgspec.Struct, frozen=True):
+    """Why a choice's text is not what `response_format` declared; the text itself stays in `completion`."""
+
+    reason: Literal["not_json", "not_valid", "incomplete", "refused", "invalid_schema", "too_large"]
+    message: str
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be relied on in a choice that calls tools, or was to be JSON (`response_format`)."""
+
+    index: int
+    tool_calls: Literal["complete", "incomplete"] | None = None  # None: it calls none
+    parsed: Any = None  # the JSON value; None also where there is a parse_error
+    parse_error: ParseError | None = None
+
+
 class _Terminal(_Event, frozen=True, kw_only=True):
     completion: dict[str, Any] | None  # OpenAI's chat.completion, vendor fields included
     usage: dict[str, Any] | None  # OpenAI's usage object
     usage_source: UsageSource
     timings: Timings
+    outputs: list[Output] | msgspec.UnsetType = msgspec.UNSET  # of those choices that have one
     completion_url: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
@@ -96,12 +121,21 @@ class Incomplete(_Terminal, frozen=True, kw_only=True, tag="incomplete"):
     incomplete_details: IncompleteDetails
 
 
+class UpstreamErrorDetails(msgspec.Struct, frozen=True):
+    """What an upstream's error object said of itself, where that was a short plain word."""
+
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+
+
 class Failed(_Terminal, frozen=True, kw_only=True, tag="failed"):
     """`source` says whose fault it was; `status_code` is the upstream's HTTP status, if it gave one."""
 
     error: Error
     source: Literal["request", "upstream", "worker", "queue", "relay"]
     status_code: int | None = None
+    upstream_error: UpstreamErrorDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class Cancelled(_Terminal, frozen=True, kw_only=True, tag="cancelled"):
@@ -111,4 +145,4 @@ class Cancelled(_Terminal, frozen=True, kw_only=True, tag="cancelled"):
 
 
 TerminalEvent = Completed | Incomplete | Failed | Cancelled
-Event = Queued | InProgress | Delta | Restarted | TerminalEvent
+Event = Queued | InProgress | Retrying | Delta | Restarted | TerminalEvent
