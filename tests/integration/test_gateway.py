@@ -345,6 +345,44 @@ class TestFaults:
         assert {json.loads(data)["choices"][0]["finish_reason"] for data in null[:-1]} == {None}
 
 
+class TestVerbatim:
+    async def test_chunks(self, gateway: Gateway, client: httpx.AsyncClient) -> None:
+        script = {"chunks": ['{"a": 1}', {"b": 2}], "headers": {"X-Vendor": "y"}}
+        response = await post(client, body(script=script))
+        assert response.headers["content-type"] == "text/event-stream"
+        assert response.headers["x-vendor"] == "y"
+        assert response.text == 'data: {"a": 1}\n\ndata: {"b":2}\n\ndata: [DONE]\n\n'
+        record = gateway.records[0]
+        assert (record.sent_deltas, record.total_deltas) == (2, 2)
+
+    async def test_a_body_is_a_stream_to_the_byte(self, client: httpx.AsyncClient) -> None:
+        stream = ": PROCESSING\r\n\r\nevent: error\rdata: {}\r\r"
+        response = await post(client, body(script={"body": stream, "content_type": "text/event-stream"}))
+        assert response.headers["content-type"] == "text/event-stream"
+        assert response.content == stream.encode()
+
+    async def test_a_header_takes_the_place_of_the_usual_one(self, client: httpx.AsyncClient) -> None:
+        headers = {"content-type": "text/plain"}
+        for script in ({"chunks": ["{}"]}, {"body": "{}"}, {"text": "a"}, {"fault": "status"}):
+            response = await post(client, body(script={**script, "headers": headers}))
+            assert response.headers.get_list("content-type") == ["text/plain"]
+
+    async def test_an_error_of_any_shape_and_then_an_answer(self, client: httpx.AsyncClient) -> None:
+        script = {
+            "fault": "status",
+            "status": 429,
+            "body": '[{"error": {"code": 429}}]',
+            "headers": {"retry-after-ms": "5"},
+            "fail_first": 1,
+            "chunks": ["{}"],
+        }
+        failed, spared = [await post(client, body(script=script)) for _ in range(2)]
+        assert (failed.status_code, failed.headers["retry-after-ms"]) == (429, "5")
+        assert failed.json() == [{"error": {"code": 429}}]
+        assert (spared.status_code, data_of(spared.text)) == (200, ["{}", "[DONE]"])
+        assert "retry-after-ms" not in spared.headers
+
+
 class TestSplits:
     async def chunks(self, gateway: Gateway, **script: Any) -> list[bytes]:
         async with connect(gateway) as raw:

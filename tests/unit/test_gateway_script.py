@@ -95,6 +95,18 @@ class TestRequests:
             ({"script": {"after": 3}}, "script.after"),
             ({"script": {"text": "a", "deltas": 1, "delta_bytes": 1}}, "script.text"),
             ({"stream": False, "script": {"fault": "stall"}}, "script.fault"),
+            ({"script": {"chunks": [1]}}, "script.chunks"),
+            ({"stream": False, "script": {"chunks": ["{}"]}}, "script.chunks"),
+            ({"script": {"chunks": ["{}"], "fault": "json"}}, "script.chunks"),
+            ({"script": {"chunks": [], "text": "a"}}, "script.text"),
+            ({"script": {"chunks": [], "fault": "no_finish_reason"}}, "script.fault"),
+            ({"script": {"body": "{}", "fault": "stall"}}, "script.fault"),
+            ({"script": {"content_type": "text/plain"}}, "script.content_type"),
+            ({"script": {"status": 429}}, "script.status"),
+            ({"script": {"status": 200, "fault": "status"}}, "script.status"),
+            ({"script": {"status": 204, "body": ""}}, "script.status"),
+            ({"script": {"headers": {"X-A": "1\r\nX-B: 2"}}}, "script.headers"),
+            ({"script": {"headers": {"Content-Length": "1"}}}, "script.headers"),
         ],
     )
     def test_a_wrong_field_is_named(self, fields: dict[str, Any], param: str) -> None:
@@ -329,6 +341,69 @@ class TestFaults:
         assert counter.meets_fault(other, "a")
         always = parse_request(body(script={"fault": "html"}))
         assert all(counter.meets_fault(always, "a") for _ in range(3))
+
+
+class TestVerbatim:
+    """What the script says word for word is sent so, and nothing besides."""
+
+    def test_chunks_are_events_in_turn_then_done(self) -> None:
+        made = plan(script={"chunks": ['{ "a": 1 }', {"b": [2.5, "é"]}, "not JSON", "two\nlines", ""]})
+        assert (
+            text_of(made)
+            == (
+                'data: { "a": 1 }\n\ndata: {"b":[2.5,"é"]}\n\ndata: not JSON\n\n'
+                "data: two\ndata: lines\n\ndata: \n\ndata: [DONE]\n\n"
+            ).encode()
+        )
+        assert made.total_deltas == 5
+        assert text_of(plan(script={"chunks": [], "fault": "no_done"})) == b""
+
+    def test_chunks_are_due_at_the_rate_and_interrupted_like_deltas(self) -> None:
+        chunks = ["{}"] * 3
+        steps = list(plan(script={"chunks": chunks, "rate": 10, "first_delta_s": 3}).steps())
+        assert [step.at_s for step in steps] == pytest.approx([3, 3.1, 3.2, 3.3])
+        for fault in ("stall", "cut", "reset"):
+            assert text_of(plan(script={"chunks": chunks, "fault": fault, "after": 2})).count(b"{}") == 2
+        assert plan(script={"chunks": ["1", "2"], "fault": "reset", "after": 1}).torn == b"data: 2\n\n"
+        assert plan(script={"chunks": ["1"], "fault": "reset", "after": 9}).torn == b"data: [DONE]\n\n"
+        *_, last = events_of(plan(script={"chunks": chunks, "fault": "error", "after": 1}))
+        assert last["error"]["type"] == "server_error"
+
+    @pytest.mark.parametrize("split", ["byte", "utf8", "crlf", "multiline", "coalesce"])
+    def test_chunks_can_be_split(self, split: str) -> None:
+        chunks = ['{"a": "é流🌊"}', "[1, 2]", "not JSON"]
+        made = text_of(plan(script={"chunks": chunks, "split": split})).replace(b"\r\n", b"\n")
+        *events, done, rest = made.decode().split("\n\n")
+        data = ["\n".join(line.removeprefix("data: ") for line in event.split("\n")) for event in events]
+        assert [json.loads(item) for item in data[:2]] == [{"a": "é流🌊"}, [1, 2]]
+        assert (data[2], done, rest) == ("not JSON", "data: [DONE]", "")
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_a_body_is_the_whole_answer(self, stream: bool) -> None:
+        whole = reply(stream=stream, script={"body": "hällo", "first_delta_s": 2})
+        assert (whole.status, whole.content_type, whole.body) == (200, "application/json", "hällo".encode())
+        assert whole.at_s == 2
+        script = {"body": "", "status": 302, "content_type": "text/plain", "headers": {"Location": "/v1"}}
+        moved = reply(stream=stream, script=script)
+        assert (moved.status, moved.content_type, moved.body) == (302, "text/plain", b"")
+        assert moved.headers == (("Location", "/v1"),)
+
+    def test_a_body_beside_chunks_is_for_requests_without_stream(self) -> None:
+        script = {"chunks": ["{}"], "body": '{"object": "chat.completion"}'}
+        assert text_of(plan(script=script)) == b"data: {}\n\ndata: [DONE]\n\n"
+        assert reply(stream=False, script=script).body == script["body"].encode()  # type: ignore[attr-defined]
+        assert reply(script={**script, "fault": "json"}).body.startswith(b'{"object')
+
+    def test_a_body_of_an_error_is_not_what_comes_after_it(self) -> None:
+        fault = {"fault": "status", "status": 503, "body": "[]", "retry_after": 1, "headers": {"X-A": "b"}}
+        script = parse_request(body(script={**fault, "fail_first": 1})).script
+        failed = reply(script=fault)
+        assert (failed.status, failed.body) == (503, b"[]")
+        assert failed.headers == (("Retry-After", "1"), ("X-A", "b"))
+        spared = script.without_fault()
+        assert (spared.fault, spared.body, spared.headers) == (None, None, {})
+        stalling = parse_request(body(script={"fault": "stall", "chunks": ["{}"], "body": "{}"})).script
+        assert stalling.without_fault().body == "{}"
 
 
 class TestTimes:

@@ -12,9 +12,9 @@ MODELS = ("deltawire-scripted", "gpt-5.4")
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 _ERRORS: dict[int, tuple[str, str | None, str]] = {
-    401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
-    403: ("invalid_request_error", "forbidden", "The key is not allowed to use this model."),
-    404: ("invalid_request_error", "model_not_found", "The model does not exist."),
+    401: ("authentication_error", "invalid_api_key", "Incorrect API key provided."),
+    403: ("permission_error", "forbidden", "The key is not allowed to use this model."),
+    404: ("not_found_error", "model_not_found", "The model does not exist."),
     408: ("timeout", "request_timeout", "The request took too long."),
     429: ("rate_limit_error", "rate_limit_exceeded", "Rate limit reached. Please try again later."),
     500: ("server_error", None, "The server had an error while processing the request."),

@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import httptools
@@ -190,9 +190,10 @@ class Connection(asyncio.Protocol):
         assert answer.record is not None  # noqa: S101 - only chat completions have plans
         self._keeps_alive = self._keeps_alive and plan.ending != "close"
         headers: Headers = (
-            ("Content-Type", "text/event-stream"),
+            *_of_type("text/event-stream", plan.script.headers),
             ("Cache-Control", "no-cache"),
             *answer.headers,
+            *plan.script.headers.items(),
             *((("Transfer-Encoding", "chunked"),) if self._is_chunked else ()),
             *(() if self._keeps_alive else (("Connection", "close"),)),
         )
@@ -226,7 +227,7 @@ class Connection(asyncio.Protocol):
     def _send(self, reply: Reply, headers: Headers, *, has_body: bool = True) -> None:
         is_empty = reply.status == 204
         all_headers: Headers = (
-            *(() if is_empty else (("Content-Type", reply.content_type),)),
+            *(() if is_empty else _of_type(reply.content_type, dict(reply.headers))),
             *(() if is_empty else (("Content-Length", str(len(reply.body))),)),
             *headers,
             *reply.headers,
@@ -277,3 +278,9 @@ class Connection(asyncio.Protocol):
             self._desk.ledger.close(self._answer.record, by, time.time())
         self._answer = self._player = None
         self._waiting.clear()
+
+
+def _of_type(content_type: str, headers: Mapping[str, str]) -> Headers:
+    """The Content-Type, unless `headers` say another."""
+    is_given = any(name.lower() == "content-type" for name in headers)
+    return () if is_given else (("Content-Type", content_type),)

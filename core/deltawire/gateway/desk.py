@@ -89,7 +89,7 @@ class Desk:
         if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
             return None
         message = "Incorrect API key provided." if key else "You didn't provide an API key."
-        body = encode_error(message, code="invalid_api_key")
+        body = encode_error(message, type_="authentication_error", code="invalid_api_key")
         return Reply(status=401, body=body, headers=(("WWW-Authenticate", "Bearer"),))
 
     def _open_record(self, request: HttpRequest, request_id: str, *, is_authorized: bool) -> RequestRecord:
@@ -109,7 +109,7 @@ class Desk:
             chat = parse_request(request.body)
             record.model = chat.model
             if chat.script.fault and not self._faults.meets_fault(chat, record.client_request_id):
-                chat = msgspec.structs.replace(chat, script=msgspec.structs.replace(chat.script, fault=None))
+                chat = msgspec.structs.replace(chat, script=chat.script.without_fault())
             completion_id = "chatcmpl-" + secrets.token_hex(15)[:29]
             content = make_plan(
                 chat, completion_id=completion_id, created=int(record.received_at), rate=self._rate

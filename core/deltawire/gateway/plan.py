@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from deltawire.gateway.answer import (
+    JSON_TYPE,
     Envelope,
     FinishReason,
     Reply,
@@ -91,13 +92,17 @@ class Choice(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """A streamed answer. `steps` may be walked once for each time it is performed."""
+    """A streamed answer. `steps` may be walked once for each time it is performed.
+
+    With `payloads` it says these, and nothing that the envelope and the choices would say.
+    """
 
     envelope: Envelope
     choices: tuple[Choice, ...]
     usage: Usage
     script: Script
     rate: float
+    payloads: tuple[bytes, ...] | None = None
 
     @property
     def total_deltas(self) -> int:
@@ -118,7 +123,8 @@ class Plan(Struct, frozen=True):
     @property
     def torn(self) -> bytes:
         """The event of which only a half arrives, when the ending is "abort"."""
-        return encode_event(self._closing()[0], self.script.split)
+        rest = (self.payloads or ())[self._last :]
+        return encode_event(rest[0] if rest else self._closing()[0], self.script.split)
 
     @property
     def joins_due_steps(self) -> bool:
@@ -173,6 +179,8 @@ class Plan(Struct, frozen=True):
 
     def _deltas(self) -> Iterator[bytes]:
         """The chunks with content, the choices' in turn."""
+        if self.payloads is not None:
+            return iter(self.payloads)
         tracks = [self._track(choice) for choice in self.choices]
         return tracks[0] if len(tracks) == 1 else _take_turns(tracks)
 
@@ -205,16 +213,26 @@ def make_plan(request: ChatRequest, *, completion_id: str, created: int, rate: f
     script = request.script
     if script.fault in ("status", "html"):
         return _fail(script)
+    if script.body is not None and (script.chunks is None or not request.is_streamed):
+        return _reply(script, script.status or 200)
+    rate = rate if script.rate is None else script.rate
+    if script.chunks is not None:
+        payloads = tuple(
+            chunk.encode() if isinstance(chunk, str) else msgspec.json.encode(chunk)
+            for chunk in script.chunks
+        )
+        envelope = Envelope(completion_id, created, request.model)
+        return Plan(envelope, (), Usage(0, len(payloads)), script, rate, payloads)
     choices = tuple(_make_choice(request, i, completion_id) for i in range(request.n or 1))
     usage = Usage(
         prompt_tokens=1 + sum(len(message.text) for message in request.messages) // 4,
         completion_tokens=sum(choice.speech.count for choice in choices),
     )
-    is_streamed = bool(request.stream) and script.fault != "json"
+    is_streamed = request.is_streamed
     has_usage = request.stream_options is not None and request.stream_options.include_usage
     envelope = Envelope(completion_id, created, request.model, has_usage and is_streamed)
     if is_streamed:
-        return Plan(envelope, choices, usage, script, rate if script.rate is None else script.rate)
+        return Plan(envelope, choices, usage, script, rate)
     longest = max((len(piece) for choice in choices for piece in choice.speech.pieces), default=0)
     if longest * usage.completion_tokens > MAX_WHOLE_BYTES:
         raise BadRequestError(
@@ -223,22 +241,31 @@ def make_plan(request: ChatRequest, *, completion_id: str, created: int, rate: f
     return Reply(
         status=200,
         body=envelope.completion([choice.encode() for choice in choices], usage),
+        headers=tuple(script.headers.items()),
         at_s=script.first_delta_s,
         deltas=usage.completion_tokens,
     )
 
 
 def _fail(script: Script) -> Reply:
-    retry_after = script.retry_after
-    headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
     if script.fault == "html":
         status = script.status or 502
-        body, content_type = encode_error_page(status), "text/html"
-    else:
-        status = script.status or 500
-        body, content_type = encode_status_error(status), "application/json"
+        return _reply(script, status, encode_error_page(status), "text/html")
+    status = script.status or 500
+    return _reply(script, status, encode_status_error(status))
+
+
+def _reply(script: Script, status: int, body: bytes = b"", content_type: str = JSON_TYPE) -> Reply:
+    """An answer that is sent whole: what is given, unless the script says something else."""
+    if script.body is not None:
+        body, content_type = script.body.encode(), JSON_TYPE
+    retry_after = () if script.retry_after is None else (("Retry-After", str(script.retry_after)),)
     return Reply(
-        status=status, body=body, content_type=content_type, headers=headers, at_s=script.first_delta_s
+        status=status,
+        body=body,
+        content_type=script.content_type or content_type,
+        headers=(*retry_after, *script.headers.items()),
+        at_s=script.first_delta_s,
     )
 
 

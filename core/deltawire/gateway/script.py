@@ -12,12 +12,16 @@ MAX_DELTA_BYTES = 1_048_576
 Fault = Literal[
     "status", "html", "stall", "comments", "cut", "reset", "no_done", "error", "no_finish_reason", "json"
 ]
+HeaderName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+HeaderValue = Annotated[str, Meta(pattern=r"\A[\x20-\x7e]{1,4096}\Z")]
 Split = Literal["byte", "utf8", "crlf", "multiline", "coalesce"]
 
 # These come in place of an answer, so they make sense without `stream` too.
 WHOLE_ANSWER_FAULTS: frozenset[Fault] = frozenset({"status", "html", "json"})
 # These interrupt a stream after `after` deltas.
 INTERRUPTING_FAULTS: frozenset[Fault] = frozenset({"stall", "comments", "cut", "reset", "error"})
+# The gateway says these itself: HTTP's framing depends on them.
+_FRAMING_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
 
 
 class BadRequestError(Exception):
@@ -43,6 +47,16 @@ class Script(Struct, frozen=True, kw_only=True, omit_defaults=True):
                        stay whole (never inside a character). Not together with both `text` and `deltas`.
       `unicode`        prose with many multi-byte characters. (So is the answer to a prompt that holds
                        any, or that speaks of emoji or Unicode.)
+      `chunks`         say exactly these payloads, one event each: strings verbatim, objects as compact JSON.
+                       No role, finish or usage chunk is added, only [DONE]. Each counts as a delta. Where
+                       no stream was asked for, `body` has to say what is answered instead.
+      `body`           answer exactly this, whole, to any request (with `chunks`: to those that ask for no
+                       stream), with `status` (default 200) and `content_type` (default application/json;
+                       text/event-stream makes it a stream, to the byte). With the fault `status` or `html`
+                       it is the body of that error, and what comes after `fail_first` is answered as if
+                       there were neither.
+      `headers`        HTTP headers besides the usual ones, or (Content-Type) in place of them. Not on
+                       answers to requests that `fail_first` spares.
 
     When:
       `rate`           content deltas per second, all choices together; 0 is as fast as the client reads.
@@ -83,14 +97,25 @@ class Script(Struct, frozen=True, kw_only=True, omit_defaults=True):
     deltas: Annotated[int, Meta(ge=0, le=MAX_DELTAS)] | None = None
     delta_bytes: Annotated[int, Meta(ge=1, le=MAX_DELTA_BYTES)] | None = None
     unicode: bool = False
+    chunks: list[str | dict[str, Any] | list[Any]] | None = None  # JSON of any shape, or none at all
+    body: str | None = None
+    content_type: HeaderValue | None = None
+    headers: dict[HeaderName, HeaderValue] = {}
     rate: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
     first_delta_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     fault: Fault | None = None
     after: Annotated[int, Meta(ge=0)] = 0
-    status: Annotated[int, Meta(ge=400, le=599)] | None = None
-    retry_after: Annotated[str, Meta(pattern=r"\A[\x20-\x7e]{1,200}\Z")] | int | float | None = None
+    status: Annotated[int, Meta(ge=200, le=599)] | None = None
+    retry_after: HeaderValue | int | float | None = None
     fail_first: Annotated[int, Meta(ge=1)] | None = None
     split: Split | None = None
+
+    def without_fault(self) -> "Script":
+        """What a request meets that `fail_first` spares."""
+        spared = msgspec.structs.replace(self, fault=None, headers={})
+        if self.fault in ("status", "html"):
+            return msgspec.structs.replace(spared, body=None, content_type=None)
+        return spared
 
 
 class Part(Struct, frozen=True):
@@ -160,6 +185,11 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     script: Script = Script()
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether the answer is a stream, if no fault comes in its place."""
+        return bool(self.stream) and self.script.fault != "json"
+
+    @property
     def prompt(self) -> str:
         """The text of the last message of the user; of the last message, if there is none."""
         users = [message for message in self.messages if message.role == "user"]
@@ -222,13 +252,39 @@ def _parse_script(value: object) -> Script:
                 f"Unknown key in script: '{key}'.", param=f"script.{key}", code="unknown_parameter"
             )
     script = Script(**_convert_fields(value, _SCRIPT_FIELDS, prefix="script."))
+    _check_script(script, {name for name, given in value.items() if given is not None})
+    return script
+
+
+def _check_script(script: Script, given: set[str]) -> None:
+    """Refuse what contradicts itself, or would do nothing."""
     if script.fault is None:
-        for name in ("after", "status", "retry_after", "fail_first"):
-            if value.get(name) is not None:
+        for name in ("after", "retry_after", "fail_first"):
+            if name in given:
                 raise _conflict(f"'script.{name}' needs a 'script.fault'.", f"script.{name}")
+    if script.status is not None:
+        if script.fault is None and script.body is None:
+            raise _conflict("'script.status' needs a 'script.fault' or a 'script.body'.", "script.status")
+        if script.status in (204, 205, 304) or (script.fault is not None and script.status < 400):
+            raise _conflict(f"'script.status' cannot be {script.status} here.", "script.status")
     if None not in (script.text, script.deltas, script.delta_bytes):
         raise _conflict("'script.text' takes one of 'deltas' and 'delta_bytes', not both.", "script.text")
-    return script
+    if script.chunks is not None:
+        _check_chunks(script, given)
+    elif script.body is not None and script.fault not in (None, *WHOLE_ANSWER_FAULTS):
+        raise _conflict(f"'script.fault' = '{script.fault}' needs a stream, not a 'body'.", "script.fault")
+    if script.body is None and script.content_type is not None:
+        raise _conflict("'script.content_type' needs a 'script.body'.", "script.content_type")
+    if not _FRAMING_HEADERS.isdisjoint(name.lower() for name in script.headers):
+        raise _conflict("'script.headers' cannot set how the answer is framed.", "script.headers")
+
+
+def _check_chunks(script: Script, given: set[str]) -> None:
+    for name in ("text", "deltas", "delta_bytes", "unicode"):
+        if name in given:
+            raise _conflict(f"'script.{name}' does not go with 'script.chunks'.", f"script.{name}")
+    if script.fault == "no_finish_reason":
+        raise _conflict("'script.chunks' have the finish reason that they say.", "script.fault")
 
 
 def _convert_fields(source: Mapping[str, Any], types: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
@@ -254,6 +310,8 @@ def _check_together(request: ChatRequest) -> None:
     fault = request.script.fault
     if fault is not None and not request.stream and fault not in WHOLE_ANSWER_FAULTS:
         raise _conflict(f"'script.fault' = '{fault}' needs 'stream': true.", "script.fault")
+    if not request.is_streamed and request.script.chunks is not None and request.script.body is None:
+        raise _conflict("'script.chunks' need 'stream': true, or a 'script.body'.", "script.chunks")
     if isinstance(request.tool_choice, NamedTool):
         name = request.tool_choice.function.name
         if name not in [tool.function.name for tool in request.tools or ()]:

@@ -3,6 +3,7 @@
 SSE as in the WHATWG HTML standard, section 9.2; HTTP/1.1 as in RFC 9112.
 """
 
+import contextlib
 from collections.abc import Iterable
 from http import HTTPStatus
 from itertools import pairwise
@@ -18,16 +19,13 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 def encode_event(payload: bytes, split: Split | None = None) -> bytes:
-    """One SSE event with `payload`, which is one line of JSON or [DONE], as its data."""
-    match split:
-        case "crlf":
-            return b"data: " + payload + b"\r\n\r\n"
-        case "multiline" if payload != DONE:
-            # Line feeds between JSON tokens mean nothing to JSON, and that is what the lines join with.
-            lines = msgspec.json.format(payload, indent=2).split(b"\n")
-            return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
-        case _:
-            return b"data: " + payload + b"\n\n"
+    """One SSE event with `payload` as its data; each line of it is a `data:` line."""
+    if split == "multiline":
+        # Line feeds between JSON tokens mean nothing to JSON, and that is what the lines join with.
+        with contextlib.suppress(msgspec.DecodeError):  # [DONE], or what a script calls a chunk
+            payload = msgspec.json.format(payload, indent=2)
+    end = b"\r\n" if split == "crlf" else b"\n"
+    return b"data: " + payload.replace(b"\n", end + b"data: ") + end + end
 
 
 def encode_comment(split: Split | None = None) -> bytes:
