@@ -5,11 +5,12 @@ holds neither quotes nor backslashes, so a relay reads type and number by positi
 """
 
 import json
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from .events import MAX_EVENT_BYTES, TERMINAL_STATUSES, Event, TerminalEvent
+from .events import LEFT_OUT, MAX_EVENT_BYTES, TERMINAL_STATUSES, Event, Output, TerminalEvent
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
@@ -28,15 +29,36 @@ def encode(event: Event) -> bytes:
 
 
 def encode_terminal(event: TerminalEvent) -> bytes:
-    """As `encode`, but a completion that makes the event too large is replaced by its address."""
+    """As `encode`, but an event that grows too large does without what its job's address still has.
+
+    First without the parsed JSON, which stands in the completion as text; then without the completion. Usage
+    or outputs of that size are no honest gateway's.
+    """
+    url = f"/v1/jobs/{event.job_id}"
+    without: tuple[Callable[[], dict[str, Any]], ...] = (
+        lambda: {"outputs": _unparsed(event.outputs)},
+        lambda: {"completion": None, "completion_url": url},
+        lambda: {"usage": None, "usage_source": "unavailable"},
+        lambda: {"outputs": msgspec.UNSET},
+    )
     line = _encoder.encode(event)
-    if len(line) <= MAX_EVENT_BYTES:
-        return line
-    event = msgspec.structs.replace(event, completion=None, completion_url=f"/v1/jobs/{event.job_id}")
-    line = _encoder.encode(event)
-    if len(line) <= MAX_EVENT_BYTES:
-        return line
-    return _encoder.encode(msgspec.structs.replace(event, usage=None, usage_source="unavailable"))
+    for fields in without:
+        if len(line) <= MAX_EVENT_BYTES:
+            break
+        event = msgspec.structs.replace(event, **fields())
+        line = _encoder.encode(event)
+    return line
+
+
+def _unparsed(outputs: list[Output] | msgspec.UnsetType) -> list[Output] | msgspec.UnsetType:
+    if isinstance(outputs, msgspec.UnsetType):
+        return outputs
+    return [
+        msgspec.structs.replace(output, parsed=None, parse_error=LEFT_OUT)
+        if output.parsed is not None
+        else output
+        for output in outputs
+    ]
 
 
 def encode_snapshot(

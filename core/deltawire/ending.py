@@ -1,6 +1,6 @@
 """How an attempt ended, and the terminal event that says so. Pure."""
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -12,11 +12,13 @@ from .events import (
     Failed,
     Incomplete,
     IncompleteDetails,
+    Output,
     TerminalEvent,
     Timings,
 )
 from .fold import Fold
 from .record import CancelRequest
+from .usage import estimate
 
 Deadline = Literal["first_delta_timeout", "idle_timeout", "total_timeout"]
 IncompleteReason = Literal["length", "content_filter", "upstream_eof", "idle_timeout", "total_timeout"]
@@ -27,6 +29,10 @@ _DEADLINES: dict[Deadline, str] = {
     "idle_timeout": "the gateway fell silent",
     "total_timeout": "the job took longer than its timeout_s",
 }
+
+# Finish reasons that are not OpenAI's, and what they say.
+_FAILED: Final = frozenset({"error", "network_error", "insufficient_system_resource"})  # OpenRouter; DeepSeek
+_LENGTH: Final = frozenset({"length", "model_length"})  # Mistral: the model's own limit
 
 
 class AsCompleted(msgspec.Struct, frozen=True):
@@ -74,7 +80,9 @@ def at_end_of_stream(fold: Fold) -> Ending:
         return AsIncomplete("upstream_eof")
     if len(reasons) < len(fold.finish_reasons()):
         return AsIncomplete("upstream_eof")
-    if "length" in reasons:
+    if not _FAILED.isdisjoint(reasons):
+        return AsFailed(WireError("upstream_error_event", "the gateway failed in mid-stream"), "upstream")
+    if not _LENGTH.isdisjoint(reasons):
         return AsIncomplete("length")
     if "content_filter" in reasons:
         return AsIncomplete("content_filter")
@@ -97,17 +105,28 @@ def terminal_event(
     now: float,
     fold: Fold,
     timings: Timings,
+    request: dict[str, Any] | None = None,
+    outputs: list[Output] | None = None,
 ) -> TerminalEvent:
-    """The event for an ending, with the fold of the attempt."""
+    """The event for an ending, with the fold of the attempt.
+
+    `request` is there to estimate its usage where the upstream has not said it: None where the upstream was
+    not asked, or has refused, so that nothing was used.
+    """
+    completion, usage, usage_source = fold.completion(), fold.usage, "provider"
+    if usage is None:
+        usage = None if request is None else estimate(request, completion)
+        usage_source = "unavailable" if usage is None else "estimated"
     fields = {
         "job_id": job_id,
         "sequence_number": sequence_number,
         "attempt": attempt,
         "created_at": now,
-        "completion": fold.completion(),
-        "usage": fold.usage,
-        "usage_source": "unavailable" if fold.usage is None else "provider",
+        "completion": completion,
+        "usage": usage,
+        "usage_source": usage_source,
         "timings": timings,
+        "outputs": outputs or msgspec.UNSET,
     }
     match ending:
         case AsCompleted():
@@ -116,10 +135,10 @@ def terminal_event(
             return Incomplete(**fields, incomplete_details=IncompleteDetails(reason))  # type: ignore[arg-type] # as above
         case AsFailed(error, source, status_code):
             return Failed(**fields, error=error.error, source=source, status_code=status_code)  # type: ignore[arg-type] # as above
-        case AsCancelled(request, heard_at, upstream_closed_at):
+        case AsCancelled(wanted, heard_at, upstream_closed_at):
             cancel = Cancel(
-                reason=request.reason,
-                requested_at=heard_at if request.requested_at is None else request.requested_at,
+                reason=wanted.reason,
+                requested_at=heard_at if wanted.requested_at is None else wanted.requested_at,
                 upstream_closed_at=upstream_closed_at,
             )
             return Cancelled(**fields, cancel=cancel)  # type: ignore[arg-type] # as above

@@ -87,6 +87,10 @@ class ParseError(msgspec.Struct, frozen=True):
     message: str
 
 
+LEFT_OUT: Final = ParseError("too_large", "the event would grow too large")
+"""Stands for JSON that was fine: it can be parsed again from the completion's text."""
+
+
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """What can be relied on in a choice that calls tools, or was to be JSON (`response_format`)."""
 

@@ -19,6 +19,7 @@ from .fold import Fold
 from .index import Index
 from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, WATCHED_TTL_S, JobKeys, Keys
 from .options import Options
+from .outputs import judge, read_request
 from .record import CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
 from .scripts import APPEND, CANCEL, CLAIM, HEAD, SUBMIT, Executor, Scripts
 
@@ -263,13 +264,17 @@ class JobLog:
         top: int,
         owner: str = "",
         fold: Fold | None = None,
+        was_asked: bool = False,
     ) -> AppendCode:
         """Appends the terminal event of a job that nobody streams: a queued one, or one that `owner` claimed.
 
         Fenced like any other append: of a queued job that a worker claims in between it is STALE. A log that
-        is gone begins anew, so that the terminal event does not have the number of the first one.
+        is gone begins anew, so that the terminal event does not have the number of the first one. `was_asked`
+        says that the upstream was, so that the usage is estimated.
         """
         now = time.time()
+        fold = fold or Fold()
+        request = read_request(record.request)
         before = [] if top else [queued_event(job_id, record)]
         event = terminal_event(
             ending,
@@ -277,8 +282,10 @@ class JobLog:
             sequence_number=top + 1 + len(before),
             attempt=record.attempt,
             now=now,
-            fold=fold or Fold(),
+            fold=fold,
             timings=record.timings(now),
+            request=request if was_asked else None,
+            outputs=judge(fold.completion(), request, is_over=False),
         )
         code, _ = await self.append(
             job_id,

@@ -139,7 +139,13 @@ class Sweeper:
             ending = AsCancelled(claim.cancel, time.time(), None)
         log_fold = await fold_pages(LogFold(), self._log.pages(job_id))
         ended = await self._log.end(
-            job_id, ending, record=claim.record, owner=self._owner, top=claim.top, fold=log_fold.fold
+            job_id,
+            ending,
+            record=claim.record,
+            owner=self._owner,
+            top=claim.top,
+            fold=log_fold.fold,
+            was_asked=log_fold.was_asked,
         )
         return ended in {"OK", "CANCELLING", "ENDED"}
 

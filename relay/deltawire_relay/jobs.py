@@ -16,6 +16,7 @@ from deltawire.keys import is_job_id
 from deltawire.log import JobLog
 from deltawire.messages import CancelResult
 from deltawire.options import check_request, parse_options
+from deltawire.outputs import parsed_again
 from deltawire.queue import TaskSender
 
 from .auth import Principal
@@ -103,6 +104,7 @@ class Jobs:
             "attempt": record.attempt,
             "metadata": record.options.metadata,
             "completion": None,
+            "outputs": None,
             "usage": None,
             "usage_source": None,
             "error": None,
@@ -118,6 +120,8 @@ class Jobs:
             job["timings"] = event.timings
             if event.completion_url is not msgspec.UNSET:
                 job["completion"] = (await fold_pages(LogFold(), self._log.pages(job_id))).completion()
+            outputs = [] if isinstance(event.outputs, msgspec.UnsetType) else event.outputs
+            job["outputs"] = parsed_again(outputs, job["completion"])
             if isinstance(event, Failed):
                 job["error"] = event.error
             elif isinstance(event, Incomplete):

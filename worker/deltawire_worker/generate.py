@@ -25,6 +25,7 @@ from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import LEASE_S, is_job_id
 from deltawire.log import AppendCode, Claim, JobLog
 from deltawire.options import Options, check_request, parse_options
+from deltawire.outputs import read_request
 from deltawire.record import CancelRequest
 from deltawire.recover import End, NextAttempt, recover
 
@@ -34,10 +35,12 @@ from .flusher import Flusher
 from .lease import Leases, Presence
 from .pool import Cancellation, cancellation
 from .run import CancelWanted, DeadlinePassed, Outcome, Refused, Run
+from .structured_output import StructuredOutput
 from .upstream import Stream, Upstream, UpstreamClient, UpstreamError, request_body
 
 END_TIMEOUT_S: Final = 300.0
 HELD_LOOKS: Final = 2
+NOT_REACHED: Final = frozenset({"connect_timeout", "upstream_unreachable"})
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class Generator:
         self._leases = leases
         self._presence = presence
         self._abandonment = abandonment
+        self._structured_output = StructuredOutput()
 
     async def generate(self, job_id: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
         """Runs the job of one queue message.
@@ -243,6 +247,7 @@ class Generator:
             ending = AsFailed(problem, "request")
         elif isinstance(decision, End):
             ending = as_lost(decision.code)
+            run.was_asked = True  # as far as anybody knows
         elif run.attempt == 1 and time.time() > run.record.queue_deadline:
             ending = as_queue_timeout()
         elif await self._abandonment.waited_unwatched(run):
@@ -291,6 +296,7 @@ class Generator:
         """Asks the upstream, and reads it until its end, its failure (returned) or the run's cause."""
         request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
         self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
+        run.was_asked = True
         failure: WireError | None = None
         async with run:
             try:
@@ -298,6 +304,7 @@ class Generator:
                     await self._read(run, stream)
             except UpstreamError as error:
                 failure = error
+                run.was_asked = error.status_code in {None, 200} and error.code not in NOT_REACHED
             except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
                 _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
                 failure = WireError("internal_error", "the worker failed on this stream")
@@ -324,9 +331,12 @@ class Generator:
     async def _end(self, run: Run, ending: Ending | None) -> Outcome:
         """Writes the terminal event, unless the log has another owner by now."""
         code: AppendCode = "STALE"
+        asked = read_request(run.record.request)
+        was_asked = run.was_asked or not run.fold.is_empty
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while ending is not None:
+                    outputs = await self._structured_output.outputs(ending, run.fold, asked)
                     now = time.time()
                     event = terminal_event(
                         ending,
@@ -336,6 +346,8 @@ class Generator:
                         now=now,
                         fold=run.fold,
                         timings=run.timings(now),
+                        request=asked if was_asked else None,
+                        outputs=outputs,
                     )
                     code = await run.writer.end(
                         encode_terminal(event),

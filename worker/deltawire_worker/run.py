@@ -55,6 +55,8 @@ class Run:
         """What became of the job; a second delivery of the job's message waits for it."""
         self.upstream_closed_at: float | None = None
         self.first_delta_at: float | None = None
+        self.was_asked = False
+        """Whether the upstream was, and has not refused: what it was asked is paid."""
         self.unanswered_renewals = 0
         self._is_listening = True
         self._streaming: asyncio.Task[object] | None = None
