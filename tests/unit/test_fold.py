@@ -357,6 +357,255 @@ def test_a_chunk_of_usage_alone_is_a_chunk() -> None:
     assert result.completion() is not None
 
 
+# What sloppy gateways send.
+
+
+def pieces(*items: Any, **first: Any) -> list[Json]:  # odd shapes are welcome
+    """The tool calls of a message whose deltas have these entries, one each."""
+    result: list[Json] = message(first, *({"tool_calls": [item]} for item in items))["tool_calls"]
+    return result
+
+
+def whole(name: str, arguments: Any = "{}", **more: Any) -> Json:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+@pytest.mark.parametrize("index", [{}, {"index": None}, {"index": 0}], ids=["without", "null", "always 0"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_whole_calls_under_one_index_or_none(index: Json, at_once: bool) -> None:
+    """Gemini's, Ollama's: a new id is a new call, in a chunk of its own or not."""
+    calls = [
+        whole("f", '{"a":1}', id="a", **index),
+        whole("f", "{}", id="b", **index),
+        whole("g", id="c", **index),
+    ]
+    found = message({"tool_calls": calls})["tool_calls"] if at_once else pieces(*calls)
+    assert [(call["id"], call["function"]["name"]) for call in found] == [("a", "f"), ("b", "f"), ("c", "g")]
+    assert [call["function"]["arguments"] for call in found] == ['{"a":1}', "{}", "{}"]
+
+
+@pytest.mark.parametrize("more", [{}, {"index": 0}, {"index": 0, "id": ""}, {"id": None}])
+def test_whole_calls_without_an_id(more: Json) -> None:
+    """Arguments that begin anew after whole ones are another call's."""
+    found = pieces(whole("f", '{"a":"}"}', **more), whole("g", "{}", **more), whole("g", '{"b":2}', **more))
+    assert [call["function"]["arguments"] for call in found] == ['{"a":"}"}', "{}", '{"b":2}']
+
+
+def test_a_call_in_pieces_without_index() -> None:
+    """What has neither index nor id nor name belongs to the last call."""
+    more = {"function": {"arguments": ":1}"}, "id": "", "type": ""}
+    assert pieces(
+        whole("f", '{"a"', id="a"), more, whole("g", "", id="b"), {"function": {"arguments": "{}"}}
+    ) == [
+        whole("f", '{"a":1}', id="a"),
+        whole("g", "{}", id="b"),
+    ]
+
+
+def test_pieces_that_name_their_call_by_id_find_it() -> None:
+    """With an index for all or none, also when another call has begun in between."""
+    for index in ({}, {"index": 0}):
+        first, second = {"id": "a", **index}, {"id": "b", **index}
+        found = pieces(
+            whole("f", "{", **first),
+            whole("g", "[", **second),
+            {"function": {"arguments": "}"}, **first},
+            {"function": {"arguments": "]"}, **second},
+        )
+        assert [call["function"]["arguments"] for call in found] == ["{}", "[]"]
+
+
+def test_another_id_in_each_piece_does_not_make_another_call() -> None:
+    """Poolside's: only a piece with a name begins one."""
+    assert pieces(
+        whole("f", "{", id="a", index=0),
+        {"index": 0, "id": "x", "function": {"arguments": "}"}},
+        {"index": 0, "id": "y", "function": {"name": "", "arguments": " "}},
+    ) == [whole("f", "{} ", id="a")]
+
+
+def test_the_same_id_under_two_indexes_is_two_calls() -> None:
+    """llama.cpp's slip: where there are indexes they count."""
+    assert len(pieces(whole("f", id="a", index=0), whole("f", id="a", index=1))) == 2
+
+
+def test_names_that_are_repeated_beside_arguments_in_pieces() -> None:
+    """Only whole arguments end a call, not what looks like their end."""
+    found = pieces(whole("f", '{"a":{}', index=0), whole("f", '{"', index=0), whole("f", "}", index=0))
+    assert [call["function"] for call in found] == [{"name": "f", "arguments": '{"a":{}{"}'}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [({"a": [1, None]}, '{"a":[1,null]}'), ({}, "{}"), (None, ""), ("", "")]
+)
+def test_arguments_are_a_text(arguments: Any, text: str) -> None:
+    """Also where a gateway sends the object itself, or null for a function without parameters."""
+    assert pieces(whole("f", arguments, index=0)) == [whole("f", text)]
+    function_call = {"name": "f", "arguments": arguments}
+    assert message({"function_call": function_call})["function_call"] == {"name": "f", "arguments": text}
+
+
+def test_arguments_after_null() -> None:
+    """null says nothing."""
+    assert pieces(whole("f", None, index=0), {"index": 0, "function": {"arguments": "{}"}}) == [whole("f")]
+
+
+@pytest.mark.parametrize("tool_calls", [None, []])
+def test_no_tool_calls_said_in_every_chunk(tool_calls: Any) -> None:
+    """They neither make one nor undo one."""
+    assert not message({"content": "a", "tool_calls": tool_calls})["tool_calls"]
+    assert pieces(whole("f", "", index=0), {"index": 0, "function": None}) == [whole("f", "")]
+    assert message({"tool_calls": [whole("f", index=0)]}, {"tool_calls": tool_calls})["tool_calls"] == [
+        whole("f")
+    ]
+
+
+def test_the_finish_reason_may_come_late_and_alone() -> None:
+    """After the usage, without a delta; an empty text is none, and a later null does not undo it."""
+    usage = {"total_tokens": 2}
+    chunks = [
+        text_chunk("a", finish_reason=""),
+        {"choices": [], "usage": usage},
+        {"choices": [{"index": 0, "finish_reason": "stop"}]},
+        {"id": "", "object": "", "created": 0, "choices": [{"index": 0, "finish_reason": None}]},
+    ]
+    result = Fold()
+    result.add(chunks[0])
+    assert result.finish_reasons() == [None]
+    completion = fold(*chunks)
+    assert (completion["choices"][0]["finish_reason"], completion["usage"]) == ("stop", usage)
+
+
+def test_chunks_with_nothing_in_them() -> None:
+    """Null choices, null deltas, an empty object."""
+    nothing: list[Json] = [
+        {},
+        {"choices": None},
+        {"choices": [None]},
+        {"choices": [{"index": 0, "delta": None}]},
+    ]
+    result = fold(*nothing, text_chunk("a"), *nothing)
+    assert result["choices"][0]["message"] == {"role": "assistant", "content": "a"}
+    assert fold({"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]})["choices"][0][
+        "message"
+    ] == {
+        "role": "assistant",
+        "content": None,
+    }
+
+
+@pytest.mark.parametrize("role", [None, ""])
+def test_an_empty_role_is_the_assistants(role: Any) -> None:
+    """Whether it comes first or in every chunk."""
+    assert message({"role": role, "content": "a"}, {"role": role, "content": "b"})["role"] == "assistant"
+
+
+def thinking(text: str) -> Json:
+    return {"type": "thinking", "thinking": [{"type": "text", "text": text}]}
+
+
+@pytest.mark.parametrize(
+    ("contents", "content"),
+    [
+        pytest.param(
+            [
+                "",
+                [thinking("Ok")],
+                [thinking("ay")],
+                [{"type": "text", "text": "A"}],
+                [{"type": "text", "text": "B"}],
+            ],
+            [thinking("Okay"), {"type": "text", "text": "AB"}],
+            id="parts only",
+        ),
+        pytest.param(
+            [[thinking("Okay")], "A", "", "B", [thinking("so")]],
+            [thinking("Okay"), {"type": "text", "text": "AB"}, thinking("so")],
+            id="text after parts",
+        ),
+        pytest.param(["A", [thinking("Okay")], "B"], None, id="parts after text"),
+        pytest.param(
+            [[{"type": "image_url", "n": 1}], [{"type": "image_url", "n": 2}]], None, id="other parts"
+        ),
+    ],
+)
+def test_content_in_parts(contents: list[Any], content: Any) -> None:
+    """Mistral's reasoning models: parts of a type that follow each other are one, and nothing is lost."""
+    if content is None:
+        content = [
+            item for part in contents for item in (part if isinstance(part, list) else [_text_part(part)])
+        ]
+    assert message(*({"content": part} for part in contents))["content"] == content
+
+
+def _text_part(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": [], "x_groq": {"id": "r", "usage": {"total_tokens": 3}}},
+        {"choices": [{"index": 0, "delta": {}, "usage": {"total_tokens": 3}}]},
+    ],
+    ids=["Groq", "Moonshot"],
+)
+def test_usage_in_other_places(chunk: Json) -> None:
+    """It counts where there is none at the top, and is shown there."""
+    result = fold(text_chunk("a"), {**chunk, "usage": {}})
+    assert result["usage"] == {"total_tokens": 3}
+    assert "usage" not in result["choices"][0]
+    assert fold(chunk, {"usage": {"total_tokens": 4}, "choices": []})["usage"] == {"total_tokens": 4}
+
+
+def test_usage_beside_the_last_text() -> None:
+    """Not everybody sends a chunk of its own."""
+    assert fold({**text_chunk("a"), "usage": {"total_tokens": 3}})["usage"] == {"total_tokens": 3}
+
+
+def test_reasoning_details_are_joined_by_index_and_type() -> None:
+    """OpenRouter repeats type and format in each piece, and numbers each type anew."""
+    text = {"type": "reasoning.text", "format": "unknown", "index": 0}
+    secret = {"type": "reasoning.encrypted", "format": "unknown", "index": 0, "data": "x"}
+    details = [
+        [{**text, "text": "a"}],
+        [{**text, "text": "b"}],
+        [secret],
+        [{"index": 0, "type": "reasoning.text", "text": "c"}],
+    ]
+    assert message(*({"reasoning_details": detail} for detail in details))["reasoning_details"] == [
+        {**text, "text": "abc"},
+        secret,
+    ]
+
+
+def test_lists_of_a_choice_go_on() -> None:
+    """vLLM's token ids come in pieces, as everything else does; filters are said anew."""
+    result = fold(
+        choice_chunk({}, token_ids=[1], content_filter_results={"hate": {"severity": "safe"}}),
+        choice_chunk({}, token_ids=[2, 3], content_filter_results={"hate": {"severity": "low"}}),
+    )["choices"][0]
+    assert result["token_ids"] == [1, 2, 3]
+    assert result["content_filter_results"] == {"hate": {"severity": "low"}}
+
+
+def test_padding_is_no_part_of_the_answer() -> None:
+    """OpenAI's `obfuscation`, Mistral's `p`."""
+    assert {"obfuscation", "p"}.isdisjoint(fold({**text_chunk("a"), "obfuscation": "x", "p": "y"}))
+
+
+def test_many_calls_and_pieces_take_linear_time() -> None:
+    """Each piece finds its call at once; if it looked for it, this would take minutes."""
+    result = Fold()
+    for number in range(20_000):
+        result.add(choice_chunk({"tool_calls": [whole("f", "{}", index=number, id=f"c{number}")]}))
+    for number in range(20_000):
+        result.add(choice_chunk({"tool_calls": [{"index": number, "function": {"arguments": " "}}]}))
+    completion = result.completion()
+    assert completion is not None
+    assert len(completion["choices"][0]["message"]["tool_calls"]) == 20_000
+
+
 # LogFold.
 
 
