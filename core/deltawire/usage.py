@@ -46,7 +46,7 @@ def _message_tokens(message: Any) -> int:  # whatever JSON somebody sent
     tokens = _tokens(_size([value for key, value in message.items() if key != "content"]))
     for part in parts:
         if not isinstance(part, dict) or not _TEXTS.isdisjoint(part):
-            tokens += _tokens(_size(part))
+            tokens += _tokens(_size(list(part.values()) if isinstance(part, dict) else part))
         else:
             picture = part.get("image_url")
             is_low = isinstance(picture, dict) and picture.get("detail") == "low"

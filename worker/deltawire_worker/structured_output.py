@@ -27,7 +27,7 @@ WAIT_S: Final = 20.0
 MAX_QUESTION_BYTES: Final = 4 << 20
 COMMAND: Final = (sys.executable, "-I", str(Path(__file__).with_name("schema_process.py")))
 
-_TOO_LONG: Final = ParseError("too_large", "comparing it with the schema took too long")
+_TOO_LONG: Final = ParseError("too_large", "it could not be compared with the schema in time")
 
 
 class StructuredOutput:
@@ -78,6 +78,16 @@ class _Process:
 
     def ask(self, question: bytes) -> ParseError | None:
         """What is wrong, or None. A process that does not answer is done away with."""
+        line = b""
+        with suppress(OSError):
+            line = self._answer(question)
+        if not line:
+            self.kill()
+            return _TOO_LONG
+        answer = msgspec.json.decode(line)
+        return msgspec.convert(answer, ParseError) if answer else None
+
+    def _answer(self, question: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:
             self.kill()
             self._process = subprocess.Popen(  # noqa: S603 - our own program
@@ -85,19 +95,11 @@ class _Process:
             )
         questions, answers = self._process.stdin, self._process.stdout
         assert questions is not None and answers is not None  # noqa: S101, PT018 - both are pipes
-        line = b""
-        with suppress(OSError):
-            questions.write(question)
-            questions.flush()
-            poll = select.poll()  # not select(): a worker has more than 1,024 files open
-            poll.register(answers, select.POLLIN)
-            if poll.poll(WAIT_S * 1_000):
-                line = answers.readline()
-        if not line:
-            self.kill()
-            return _TOO_LONG
-        answer = msgspec.json.decode(line)
-        return msgspec.convert(answer, ParseError) if answer else None
+        questions.write(question)
+        questions.flush()
+        poll = select.poll()  # not select(): a worker has more than 1,024 files open
+        poll.register(answers, select.POLLIN)
+        return answers.readline() if poll.poll(WAIT_S * 1_000) else b""
 
     def kill(self) -> None:
         process, self._process = self._process, None
