@@ -284,7 +284,7 @@ class JobLog:
             now=now,
             fold=fold,
             timings=record.timings(now),
-            request=request if was_asked else None,
+            request=request if was_asked or not fold.is_empty else None,
             outputs=judge(fold.completion(), request, is_over=False),
         )
         code, _ = await self.append(

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import redis.asyncio
 from msgspec.structs import replace
 
 from deltawire import redis_client
 from deltawire.codec import encode_terminal
+from deltawire.events import Output, ParseError
 from deltawire.keys import Keys
 from deltawire.redis_server import RedisServer, free_port
 from deltawire_relay import hub as hub_module
@@ -171,7 +173,16 @@ async def test_a_job_is_shown_while_it_runs(http: httpx.AsyncClient, jobs: Produ
         "metadata": {"user": "7"},
         "latest_sequence_number": 4,
         **dict.fromkeys(
-            ["completion", "usage", "usage_source", "error", "incomplete_details", "cancel", "timings"]
+            [
+                "completion",
+                "outputs",
+                "usage",
+                "usage_source",
+                "error",
+                "incomplete_details",
+                "cancel",
+                "timings",
+            ]
         ),
     }
 
@@ -186,6 +197,7 @@ async def test_a_job_is_shown_after_its_end(kind: str, http: httpx.AsyncClient, 
     assert (shown["usage"], shown["usage_source"]) == (USAGE, "provider")
     assert shown["timings"] == {"queued_s": 0.1, "first_delta_s": 0.2, "total_s": 0.3}
     last = job.events[-1]
+    assert shown["outputs"] == []
     for field, of in (("error", "failed"), ("incomplete_details", "incomplete"), ("cancel", "cancelled")):
         assert shown[field] == (last[field] if kind == of else None)
 
@@ -201,6 +213,23 @@ async def test_a_large_completion_is_read_from_the_log(http: httpx.AsyncClient, 
     assert job.events[-1]["completion"] is None
     shown = (await http.get(job.events[-1]["completion_url"])).json()
     assert shown["completion"]["choices"][0]["message"]["content"] == text * 8
+
+
+async def test_json_that_was_left_out_is_parsed_again(http: httpx.AsyncClient, jobs: Producer) -> None:
+    """Where the terminal event had no room for it; what is wrong stays as the event says it (§2.3, §5.3)."""
+    job = await jobs.running()
+    text = json.dumps({"a": "y" * 100_000, "b": "y" * 100_000})
+    for at in range(0, len(text), 40_000):
+        await job.deltas(text[at : at + 40_000])
+    outputs = [
+        Output(index=0, parsed=json.loads(text)),
+        Output(index=1, tool_calls="incomplete", parse_error=ParseError("refused", "no")),
+    ]
+    event = replace(job.terminal_event("completed"), completion=completion(text), outputs=outputs)
+    await job.append([encode_terminal(event)], terminal="completed")
+    assert job.events[-1]["outputs"][0]["parse_error"]["reason"] == "too_large"
+    shown = (await http.get(f"/v1/jobs/{job.job_id}")).json()
+    assert shown["outputs"] == [msgspec.to_builtins(output) for output in outputs]
 
 
 # POST /v1/jobs/{id}/cancel.

@@ -152,6 +152,9 @@ async def test_a_lost_job_ends_at_the_second_look(w: World) -> None:
     assert (last.error.code, last.source, last.sequence_number) == ("worker_lost", "worker", 5)
     assert last.completion is not None
     assert last.completion["choices"][0]["message"]["content"] == "d0 d1 d2 "
+    assert last.usage_source == "estimated"
+    assert last.usage is not None
+    assert last.usage["prompt_tokens"] > 0
     record = await w.log.record("job")
     assert record is not None
     assert record.request is None
