@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test chaos churn check format lock litellm
+.PHONY: setup up test fuzz chaos churn check format lock litellm
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -32,6 +32,11 @@ up: setup
 # Two at a time, a file each: most tests wait most of the time. In their order, so that the long ones come first.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Any bytes for the decoder and the fold (`make test` has the short form).
+fuzz: MINUTES = 10
+fuzz: setup
+	DELTAWIRE_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/fuzz
 
 # The promises under faults, in full numbers (`make test` has the short form). SEED=7 repeats a run's dice.
 chaos: setup

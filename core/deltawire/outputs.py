@@ -151,18 +151,20 @@ def _are_whole(calls: list[Any], reason: Any, request: dict[str, Any]) -> bool:
 
 
 def _is_whole(call: Any, named: str | None) -> bool:
-    call = call if isinstance(call, dict) else {}
-    custom, function = call.get("custom"), call.get("function")
-    if isinstance(custom, dict):  # its input is free text
-        name, is_whole = custom.get("name"), isinstance(custom.get("input"), str)
-    elif isinstance(function, dict):
-        name, arguments = function.get("name"), function.get("arguments")
-        is_whole = isinstance(arguments, str) and (
-            _is_object(arguments) or (named is None and not arguments.strip())
-        )
-    else:
+    kinds = [kind for kind in ("function", "custom") if isinstance(call, dict) and call.get(kind) is not None]
+    return bool(kinds) and all(_is_whole_of_kind(kind, call[kind], named) for kind in kinds)
+
+
+def _is_whole_of_kind(kind: str, called: Any, named: str | None) -> bool:
+    name = called.get("name") if isinstance(called, dict) else None
+    if not isinstance(name, str) or name == "" or named not in {None, name}:
         return False
-    return is_whole and isinstance(name, str) and name != "" and named in (None, name)
+    if kind == "custom":
+        return isinstance(called.get("input"), str)  # free text
+    arguments = called.get("arguments")
+    if not isinstance(arguments, str):
+        return False
+    return _is_object(arguments) or (named is None and not arguments.strip())
 
 
 def _is_object(text: str) -> bool:

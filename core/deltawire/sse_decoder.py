@@ -45,7 +45,11 @@ class SseDecoder:
         lines = data.split(b"\n")
         self._line = lines.pop()
         payloads: list[bytes] = []
+        max_line = self._max_event_bytes + len(b"data: ")
         for line in lines:
+            if self._size + len(line) > max_line:  # a comment, too: where a line was cut decides nothing
+                self._is_too_large = True
+                break
             if not line:
                 if self._data:
                     payloads.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
@@ -57,7 +61,7 @@ class SseDecoder:
                 self._add(b"")
             if self._is_too_large:
                 break
-        if self._size + len(self._line) > self._max_event_bytes + len(b"data: "):
+        if self._size + len(self._line) > max_line:
             self._is_too_large = True
         return payloads if payloads or not self._is_too_large else self.feed(b"")
 

@@ -19,6 +19,7 @@ from deltawire.errors import GapError, RedisUnavailableError, WireError
 from deltawire.fold import Fold, LogFold, fold_pages
 from deltawire.log import NEWS_LINES, Head, JobLog
 from deltawire.messages import Snapshot
+from deltawire.outputs import judge
 from deltawire.record import Record
 
 from .feed import Feed
@@ -431,14 +432,16 @@ class Hub:
         assert self.record is not None  # noqa: S101 - only what was there can be lost
         has_all = not self._fold_lock.locked() and self._fold_tail(self.tail.top)
         now = time.time()
+        fold = self._fold.fold if has_all else Fold()
         event = terminal_event(
             AsFailed(WireError("state_lost", "Redis has lost the job; submit it again"), "relay"),
             job_id=self.job_id,
             sequence_number=self.tail.top + 1,
             attempt=self.attempt,
             now=now,
-            fold=self._fold.fold if has_all else Fold(),
+            fold=fold,
             timings=self.record.timings(now),
+            outputs=judge(fold.completion(), None, is_over=False),
         )
         self.is_lost = True
         self._note(self.tail.extend([encode_terminal(event)]))

@@ -48,6 +48,8 @@ BY_LEGACY_NAME: Json = {"function_call": {"name": "f"}}
         ("tool_calls", [call(5)], {}, "incomplete"),
         ("tool_calls", [None], {}, "incomplete"),
         ("tool_calls", [{"id": "a"}], {}, "incomplete"),
+        ("tool_calls", [{**call("{"), **CUSTOM}], {}, "incomplete"),
+        ("tool_calls", [{**CUSTOM, "custom": {"name": "f"}}], {}, "incomplete"),
         ("length", [call()], {}, "incomplete"),
         ("content_filter", [call()], {}, "incomplete"),
         (None, [call()], {}, "incomplete"),

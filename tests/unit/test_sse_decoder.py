@@ -1,6 +1,7 @@
 """The SSE decoder does what WHATWG HTML §9.2.6 says, wherever the bytes are split."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,20 @@ def test_the_bound_does_not_depend_on_the_split() -> None:
         assert decode(stream[:at], stream[at:], max_event_bytes=8) == [b"12345678"]
 
 
+@pytest.mark.parametrize("line", [b": a long comment", b"id: 123456789012", b"data: 123456789"])
+def test_a_line_past_the_bound_is_refused_whole_or_not(line: bytes) -> None:
+    """Where it is cut decides nothing: lines that carry no data are bounded like those that do."""
+    stream = b"data: one\n\n" + line + b"\n\ndata: two\n\n"
+    for at in range(len(stream)):
+        decoder = SseDecoder(8)
+        payloads = decoder.feed(stream[:at])
+        with suppress(EventTooLargeError):
+            payloads += decoder.feed(stream[at:])
+        with pytest.raises(EventTooLargeError):
+            decoder.feed(b"")
+        assert payloads == [b"one"]
+
+
 def test_empty_data_lines_are_bounded() -> None:
     """The line ends that join data lines count: a stream of empty ones cannot grow without end."""
     with pytest.raises(EventTooLargeError):
@@ -196,3 +211,32 @@ def test_recorded_streams(path: Path) -> None:
     assert all(payload.startswith(b"{") for payload in payloads[:-1])
     assert decode(*(stream[at : at + 7] for at in range(0, len(stream), 7))) == payloads
     assert decode(stream.replace(b"\n", b"\r\n")) == payloads
+
+
+@pytest.mark.skipif(not RECORDED, reason="no recorded streams beside the repository")
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_every_split_of_a_recorded_stream(path: Path) -> None:
+    """Cut in two at every byte the events are the same, with any line end.
+
+    After an event a decoder is as it was before it, so of a long stream each event and the next are enough.
+    """
+    recorded = path.read_bytes()
+    windows = [recorded]
+    if len(recorded) > 2_000:
+        events = [event + b"\n\n" for event in recorded.split(b"\n\n") if event]
+        assert b"".join(events) == recorded.rstrip(b"\n") + b"\n\n"
+        windows = [b"".join(events[at : at + 2]) for at in range(len(events))]
+    for window in windows:
+        expected = decode(window)
+        for stream in (window, BOM + window.replace(b"\n", b"\r\n"), window.replace(b"\n", b"\r")):
+            for at in range(len(stream) + 1):
+                decoder = SseDecoder()
+                assert decoder.feed(stream[:at]) + decoder.feed(stream[at:]) == expected
+
+
+def test_after_an_event_a_decoder_is_as_new() -> None:
+    """Nothing of an event is left behind."""
+    decoder, other = SseDecoder(), SseDecoder()
+    decoder.feed(b"data: one\ndata: two\n\n")
+    other.feed(b"data: three\n\n")
+    assert vars(decoder) == vars(other) == {**vars(SseDecoder()), "_at_start": False}
