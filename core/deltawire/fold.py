@@ -29,6 +29,7 @@ _FIRST_STAYS: Final = frozenset({"id", "created", "model"})
 # Parts of these types grow (Mistral's reasoning models send content as a list of them).
 _GROWING_PARTS: Final = frozenset({"text", "thinking"})
 _MAX_PIECES: Final = 512
+_MAX_INDEX: Final = 1 << 31
 
 
 class _Text:
@@ -214,7 +215,7 @@ class Fold:
 
     def _add_choice(self, choice: dict[str, Any]) -> None:  # noqa: PLR0912 - calls would cost the hot path
         index = choice.get("index")
-        if not isinstance(index, int):
+        if type(index) is not int or not 0 <= index <= _MAX_INDEX:  # true is an int, too
             index = 0
         known = self._choices.get(index)
         if known is None:

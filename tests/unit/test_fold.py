@@ -255,6 +255,14 @@ def test_nulls_say_nothing() -> None:
     }
 
 
+@pytest.mark.parametrize("index", [True, None, "1", 1.0, -1, 10**30, []])
+def test_an_index_that_is_none_is_0(index: Any) -> None:
+    """Some gateways leave it out; an odd one would not pass as the index of an output."""
+    (choice,) = fold(choice_chunk({"content": "a"}), choice_chunk({"content": "b"}, index=index))["choices"]
+    assert choice["index"] == 0
+    assert choice["message"]["content"] == "ab"
+
+
 def test_more_pieces_than_are_kept_apart() -> None:
     """Text stays whole past the number of pieces at which it is joined in between."""
     pieces = [f"{number}," for number in range(3_000)]
