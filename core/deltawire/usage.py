@@ -28,7 +28,8 @@ def estimate(request: dict[str, Any], completion: dict[str, Any] | None) -> dict
     declared = [request.get(name) for name in ("tools", "functions", "response_format")]
     prompt_tokens += _tokens(_size(declared))
     choices = (completion or {}).get("choices")
-    answers = [choice.get("message") for choice in choices if isinstance(choice, dict)] if choices else []
+    listed = choices if isinstance(choices, list) else []
+    answers = [choice.get("message") for choice in listed if isinstance(choice, dict)]
     completion_tokens = sum(_answer_tokens(answer) for answer in answers if isinstance(answer, dict))
     return {
         "prompt_tokens": prompt_tokens,

@@ -73,6 +73,12 @@ def test_all_that_the_model_has_written_counts() -> None:
     assert estimate({}, two)["completion_tokens"] == 200
 
 
+@pytest.mark.parametrize("choices", [True, {}, [None], [{"message": 5}], [{}]])
+def test_choices_that_are_none(choices: Any) -> None:
+    """Whatever it is, nothing was written."""
+    assert estimate({}, {"choices": choices})["completion_tokens"] == 0
+
+
 def test_nothing_has_come_back() -> None:
     """The prompt is paid all the same."""
     used = estimate({"messages": [user("x")]}, None)
