@@ -15,6 +15,7 @@ from .events import (
     Output,
     TerminalEvent,
     Timings,
+    UpstreamErrorDetails,
 )
 from .fold import Fold
 from .record import CancelRequest
@@ -47,6 +48,7 @@ class AsFailed(msgspec.Struct, frozen=True):
     error: WireError
     source: Source
     status_code: int | None = None  # the upstream's, if it gave one
+    upstream_error: UpstreamErrorDetails | None = None
 
 
 class AsCancelled(msgspec.Struct, frozen=True):
@@ -133,8 +135,14 @@ def terminal_event(
             return Completed(**fields)  # type: ignore[arg-type] # the fields are those of every terminal event
         case AsIncomplete(reason):
             return Incomplete(**fields, incomplete_details=IncompleteDetails(reason))  # type: ignore[arg-type] # as above
-        case AsFailed(error, source, status_code):
-            return Failed(**fields, error=error.error, source=source, status_code=status_code)  # type: ignore[arg-type] # as above
+        case AsFailed(error, source, status_code, upstream_error):
+            return Failed(
+                **fields,  # type: ignore[arg-type] # as above
+                error=error.error,
+                source=source,
+                status_code=status_code,
+                upstream_error=upstream_error or msgspec.UNSET,
+            )
         case AsCancelled(wanted, heard_at, upstream_closed_at):
             cancel = Cancel(
                 reason=wanted.reason,

@@ -29,6 +29,15 @@ class Environment:
     def text(self, name: str, default: str = "") -> str:
         return self._variables.get(name) or default
 
+    def is_set(self, name: str) -> bool:
+        """Whether there is a value, or a file that holds it."""
+        return bool(self._variables.get(name) or self._variables.get(f"{name}_FILE"))
+
+    def source(self, name: str) -> str:
+        """Where the value of a secret comes from, for messages: NAME, or NAME_FILE and its path."""
+        path = self._variables.get(f"{name}_FILE")
+        return name if self._variables.get(name) or not path else f"{name}_FILE {path}"
+
     def secret(self, name: str) -> str:
         """The value of NAME, else the content of the file that NAME_FILE names.
 

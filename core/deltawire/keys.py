@@ -16,6 +16,8 @@ LEASE_S: Final = 5.0
 """How long a worker's claim on a running job lasts unless it is renewed, which it is every second."""
 WATCHED_TTL_S: Final = 60
 """How long a job counts as watched after a relay that cannot listen has said so."""
+MODELS_TTL_S: Final = 120
+"""How long a worker's list of models holds. It comes every 30 s."""
 INDEX_TTL_S: Final = 172_800
 """How long the sets across jobs outlive their last use."""
 
@@ -65,6 +67,11 @@ class Keys(msgspec.Struct, frozen=True):
     def probe(self, feed: str) -> str:
         """The channel on which one relay's feed hears itself."""
         return f"{self.prefix}:probe:{feed}"
+
+    @property
+    def models(self) -> str:
+        """The models that the upstreams serve."""
+        return f"{self.prefix}:models"
 
     @property
     def queued(self) -> str:

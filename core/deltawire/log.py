@@ -21,13 +21,14 @@ from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, WATCHED_TTL_S, JobKeys, Keys
 from .options import Options
 from .outputs import judge, read_request
 from .record import CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
-from .scripts import APPEND, CANCEL, CLAIM, HEAD, SUBMIT, Executor, Scripts
+from .scripts import APPEND, CANCEL, CLAIM, HEAD, PARK, SUBMIT, Executor, Scripts
 
 FIRST_PAGE_EVENTS: Final = 4  # large enough to know how large events are
 PAGE_EVENTS: Final = 1_000
 PAGE_BYTES: Final = 262_144
 NEWS_LINES: Final = 32
 
+ParkCode = Literal["PARKED", "CANCELLED", "STALE", "MISSING"]
 AppendCode = Literal["OK", "CANCELLING", "CANCELLED", "STALE", "ENDED", "GAP", "MISSING"]
 
 
@@ -61,9 +62,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What a claim came to. `record` is set with CLAIMED, OWN and EXPIRED, `status` with ENDED."""
+    """What a claim came to. `record` is set with CLAIMED, OWN and EXPIRED, `status` with ENDED.
 
-    code: Literal["CLAIMED", "MISSING", "ENDED", "OWN", "HELD", "EXPIRED"]
+    `held_for_s` says with HELD how long the owner's lease lasts, with PARKED how long the job still waits.
+    """
+
+    code: Literal["CLAIMED", "MISSING", "ENDED", "OWN", "HELD", "EXPIRED", "PARKED"]
     attempt: int = 0
     top: int = 0
     status: str = ""
@@ -193,11 +197,32 @@ class JobLog:
                 cancel=decode_cancel(reply[3]),
                 record=read_record(reply[4]),
             )
-        if code == "HELD":
+        if code in {"HELD", "PARKED"}:
             return Claim(code=code, held_for_s=reply[1] / 1000)
         if code == "ENDED":
             return Claim(code=code, status=reply[1].decode())
         return Claim(code=code)
+
+    async def park(
+        self, job_id: str, *, owner: str, record: Record, top: int, delay_s: float
+    ) -> tuple[ParkCode, CancelRequest | None]:
+        """Puts the running attempt that `record` names back into the queue, for `delay_s` at the least.
+
+        The log must have all that was put up to `top`. `record.retries` and `attempt_began_at` are kept for
+        the claim that goes on with it. Who parks a job sends its message again; else a sweeper does.
+        """
+        await self.index.will_queue(job_id, record.queue_deadline)
+        keys = self.keys.job(job_id)
+        ttl_s = max(record.queue_deadline - time.time(), delay_s) + ACTIVE_TTL_S
+        fields: tuple[Field, ...] = ("retries", record.retries)
+        if record.attempt_began_at is not None:
+            fields += ("attempt_began_at", f"{record.attempt_began_at:.6f}")
+        code, value = await self.scripts.run(
+            PARK,
+            (keys.meta, keys.log, keys.cancel),
+            *(record.attempt, owner, round(delay_s * 1000), round(ttl_s), top, *fields),
+        )
+        return code.decode(), decode_cancel(value)
 
     async def append(
         self,

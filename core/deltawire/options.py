@@ -21,6 +21,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: float = 60
     retention_s: float = 3600
     max_attempts: int = 2
+    max_retries: int = 3
+    max_retry_wait_s: float = 600
     restart: Restart = "before_first_delta"
     on_abandon: OnAbandon = "continue"
     abandon_grace_s: float = 15
@@ -55,10 +57,11 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
                 f"options.{name} must be above 0 and at most {MAX_DURATION_S:.0f} seconds",
                 param=f"options.{name}",
             )
-    if not 1 <= options.max_attempts <= 10:
-        raise WireError(
-            "invalid_request", "options.max_attempts must be 1 to 10", param="options.max_attempts"
-        )
+    for name, minimum in (("max_attempts", 1), ("max_retries", 0)):
+        if not minimum <= getattr(options, name) <= 10:
+            raise WireError(
+                "invalid_request", f"options.{name} must be {minimum} to 10", param=f"options.{name}"
+            )
     return options
 
 

@@ -105,8 +105,8 @@ class TaskSender:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send(self, job_id: str) -> None:
-        """Raises WireError `queue_unavailable`."""
+    def send(self, job_id: str, **message: Any) -> None:
+        """`message`: what else Celery's `send_task` takes (`link`). Raises WireError `queue_unavailable`."""
         try:
             # No body: the record has it. No representation of arguments either.
             self._app.send_task(
@@ -116,6 +116,7 @@ class TaskSender:
                 argsrepr="",
                 kwargsrepr="",
                 ignore_result=True,
+                **message,
                 confirm_timeout=ANSWER_TIMEOUT_S,
                 retry=True,
                 retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_max": 0.5},

@@ -21,6 +21,12 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     started_at: float | None = None
     first_delta_at: float | None = None
     finished_at: float | None = None
+    retries: int = 0
+    """How often the upstream was asked again before the job was parked last."""
+    attempt_began_at: float | None = None
+    """Of an attempt that was parked: it goes on with the next claim."""
+    not_before: int | None = None
+    """Until when a parked job waits; milliseconds of Redis' own clock."""
     lease_until: int | None = None
     """Of the running attempt; milliseconds of Redis' own clock."""
 
@@ -32,6 +38,10 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     def queue_deadline(self) -> float:
         """When the job, if it is still queued, has waited for too long."""
         return self.created_at + self.options.queue_timeout_s
+
+    def is_parked(self, now: float) -> bool:
+        """Whether the job is queued and waits for its time, not for a worker."""
+        return self.status == "queued" and self.not_before is not None and now * 1000 < self.not_before
 
     def timings(self, now: float) -> Timings:
         """Durations so far, from the record's creation; clocks of two machines never make one negative."""
@@ -55,7 +65,9 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
             fields += ["request", self.request]
         if self.digest:
             fields += ["digest", self.digest]
-        for name in ("started_at", "first_delta_at"):
+        if self.retries:
+            fields += ["retries", self.retries]
+        for name in ("started_at", "first_delta_at", "attempt_began_at"):
             moment: float | None = getattr(self, name)
             if moment is not None:
                 fields += [name, f"{moment:.6f}"]
@@ -82,6 +94,9 @@ def read_record(reply: list[bytes]) -> Record | None:
         started_at=moment(b"started_at"),
         first_delta_at=moment(b"first_delta_at"),
         finished_at=moment(b"finished_at"),
+        retries=int(fields.get(b"retries", 0)),
+        attempt_began_at=moment(b"attempt_began_at"),
+        not_before=int(fields[b"not_before"]) if b"not_before" in fields else None,
         lease_until=int(fields[b"lease_until"]) if b"lease_until" in fields else None,
     )
 

@@ -3,12 +3,17 @@
 The grammar is WHATWG HTML §9.2.6 (event stream interpretation): lines end in CR, LF or CRLF; a leading
 BOM is ignored; comments and unknown fields are ignored; several `data` lines are joined by LF; an event
 is dispatched by a blank line, and one that the end of the stream cuts off is not dispatched at all.
-`event`, `id` and `retry` carry nothing in the streams that we read, so only the data comes out.
+`id` and `retry` carry nothing in the streams that we read, and `event` only where it is `error`: so the data
+comes out alone, then as ErrorData. A field `error`, which is llama.cpp's own, is data of such an event.
 """
 
 from typing import Final
 
 _BOM: Final = b"\xef\xbb\xbf"
+
+
+class ErrorData(bytes):
+    """The data of an event whose type is `error`."""
 
 
 class EventTooLargeError(ValueError):
@@ -23,6 +28,7 @@ class SseDecoder:
         self._line = b""  # an unfinished line
         self._data: list[bytes] = []  # the data lines of an unfinished event
         self._size = 0  # of that event so far
+        self._is_error = False
         self._is_too_large = False
         self._after_cr = False  # the last byte was a CR; an LF now belongs to it
         self._at_start = True
@@ -52,13 +58,20 @@ class SseDecoder:
                 break
             if not line:
                 if self._data:
-                    payloads.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+                    payload = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                    payloads.append(ErrorData(payload) if self._is_error else payload)
                     self._data = []
                     self._size = 0
+                self._is_error = False
             elif line.startswith(b"data:"):
                 self._add(line[6:] if line[5:6] == b" " else line[5:])
             elif line == b"data":
                 self._add(b"")
+            elif line.startswith(b"event:"):
+                self._is_error = line[6:].strip(b" ") == b"error"
+            elif line.startswith(b"error:"):
+                self._is_error = True
+                self._add(line[6:].lstrip(b" "))
             if self._is_too_large:
                 break
         if self._size + len(self._line) > max_line:

@@ -184,6 +184,8 @@ class Sweeper:
             return False  # its record may come just now; at its deadline it is looked at again
         if record.status != "queued":
             return True
+        if record.is_parked(time.time()):
+            return False  # it waits for its time, not for its message
         self._unsent.add(job_id)
         if job_id in self._unsent_before:
             await self._send(job_id)

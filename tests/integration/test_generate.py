@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from collections.abc import Generator as Generator_
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
@@ -26,13 +26,15 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire_worker import generate as generate_module
 from deltawire_worker.abandonment import Abandonment
+from deltawire_worker.asking import Asker
 from deltawire_worker.cancellation import ControlChannel
 from deltawire_worker.flusher import Flusher
 from deltawire_worker.generate import Generator
 from deltawire_worker.lease import Leases, Presence
 from deltawire_worker.pool import Cancellation
 from deltawire_worker.run import Outcome, Run
-from deltawire_worker.upstream import Upstream, UpstreamClient
+from deltawire_worker.upstream import UpstreamClient
+from deltawire_worker.upstreams import Upstream, Upstreams
 from tests.support.sample_events import text_chunk
 
 Event = dict[str, Any]
@@ -56,7 +58,14 @@ async def until(is_true: Callable[[], object], *, within_s: float = DEADLINE_S) 
 class Bench:
     """One worker's Generator with all that it needs, and what the test looks at."""
 
-    def __init__(self, url: str, client: redis.asyncio.Redis, gateway: Gateway, upstream_url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        client: redis.asyncio.Redis,
+        gateway: Gateway,
+        upstream_url: str,
+        upstreams: Sequence[Upstream] = (),
+    ) -> None:
         keys = Keys()
         self.gateway = gateway
         self.redis = client
@@ -66,13 +75,14 @@ class Bench:
         self.flusher = Flusher(url, keys)
         self.control = ControlChannel(url, keys, OWNER, self.runs)
         self.client = UpstreamClient()
+        configured = Upstreams(upstreams or [Upstream(name="default", base_url=upstream_url)])
         self.leases = Leases(self.flusher, OWNER, self.runs)
         self.abandonment = Abandonment(self.log, self.runs)
         self.generator = Generator(
             log=self.log,
             flusher=self.flusher,
-            upstreams={"default": Upstream("default", upstream_url)},
-            client=self.client,
+            upstreams=configured,
+            asker=Asker(configured, self.client),
             owner=OWNER,
             runs=self.runs,
             leases=self.leases,
@@ -148,10 +158,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(url: str, *, upstream_url: str = "") -> AsyncIterator[Bench]:
+async def open_bench(
+    url: str, *, upstream_url: str = "", upstreams: Sequence[Upstream] = ()
+) -> AsyncIterator[Bench]:
     before = asyncio.all_tasks()
     async with Gateway(rate=0) as gateway, redis.asyncio.Redis.from_url(url) as client:
-        bench = Bench(url, client, gateway, upstream_url or gateway.base_url)
+        bench = Bench(url, client, gateway, upstream_url or gateway.base_url, upstreams)
         await bench.flusher.start()
         await bench.control.start()
         await bench.executor.execute("PING")
@@ -373,7 +385,7 @@ async def test_a_message_that_comes_again_when_all_has_expired_starts_nothing(
     bench: Bench, fault: str | None
 ) -> None:
     """The job is over, though nobody knows any more how it went: one request, and no second log."""
-    script: dict[str, Any] = {"fault": fault} if fault else {}
+    script: dict[str, Any] = {"fault": fault, "status": 400} if fault else {}
     body = request(deltas=2, **script)
     outcome = await bench.run("job", body, {"retention_s": 1})
     await bench.redis.delete("dw:{job}:meta", "dw:{job}:log")  # as when they expire
@@ -408,12 +420,12 @@ FAULTS: Final[list[tuple[dict[str, Any], str, Any, int | None]]] = [
     ({"fault": "status", "status": 400}, "failed", "upstream_invalid_request", 400),
     ({"fault": "status", "status": 401}, "failed", "upstream_authentication", 401),
     ({"fault": "status", "status": 403}, "failed", "upstream_authentication", 403),
-    ({"fault": "status", "status": 404}, "failed", "upstream_invalid_request", 404),
+    ({"fault": "status", "status": 404}, "failed", "upstream_not_found", 404),
     ({"fault": "status", "status": 429, "retry_after": 7}, "failed", "upstream_rate_limit", 429),
     ({"fault": "status", "status": 500}, "failed", "upstream_server_error", 500),
     ({"fault": "status", "status": 503, "retry_after": 7}, "failed", "upstream_server_error", 503),
     ({"fault": "html"}, "failed", "upstream_server_error", 502),
-    ({"fault": "json"}, "failed", "upstream_not_streaming", 200),
+    ({"fault": "json"}, "completed", None, None),
     ({"fault": "cut"}, "failed", "upstream_eof", None),
     ({"fault": "cut", "after": 3}, "incomplete", "upstream_eof", None),
     ({"fault": "reset"}, "failed", "upstream_eof", None),
@@ -436,7 +448,7 @@ async def test_every_fault_has_its_ending(
     bench: Bench, script: dict[str, Any], kind: str, reason: Any, status_code: int | None
 ) -> None:
     """PROTOCOL §2.3: failed before the first delta, incomplete after it."""
-    options = {"first_delta_timeout_s": 0.2, "idle_timeout_s": 0.2}
+    options = {"first_delta_timeout_s": 0.2, "idle_timeout_s": 0.2, "max_retries": 0}
     outcome = await bench.run("job", request(deltas=6, **script), options)
     events = await bench.ended("job")
     last = events[-1]
@@ -451,10 +463,10 @@ async def test_every_fault_has_its_ending(
         assert outcome.code == reason
     elif kind == "incomplete":
         assert last["incomplete_details"] == {"reason": reason}
-    sent = script.get("after", 0) if script["fault"] not in ("no_done", "no_finish_reason") else 6
+    sent = script.get("after", 0) if script["fault"] not in ("json", "no_done", "no_finish_reason") else 6
     assert (content(last) if last["completion"] else "") == text_of(events)
     assert bool(sent) == bool(text_of(events))
-    assert "key" not in json.dumps(last).lower()
+    assert "api key" not in json.dumps(last).lower()
     await bench.upstream_is_closed()
     [record] = bench.gateway.records
     if script["fault"] in ("stall", "comments"):

@@ -32,7 +32,7 @@ from deltawire.events import (
 )
 from deltawire.fold import Fold
 from deltawire.record import CancelRequest
-from deltawire_worker.upstream import UpstreamError
+from deltawire_worker.refusal import UpstreamError
 from tests.support.sample_events import text_chunk
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

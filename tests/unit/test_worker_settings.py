@@ -4,6 +4,7 @@ import pytest
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire_worker.settings import Settings
+from deltawire_worker.upstreams import Upstream
 
 BASE_URL = "https://gateway.example/v1"
 SECRET = "hunter2-hunter2"
@@ -13,11 +14,17 @@ def settings(**variables: str) -> Settings:
     return Settings.from_environment(Environment({"DELTAWIRE_UPSTREAM_BASE_URL": BASE_URL, **variables}))
 
 
+def upstream_of(made: Settings) -> Upstream:
+    """The only one."""
+    [upstream] = made.upstreams
+    return upstream
+
+
 def test_a_gateway_is_all_that_must_be_set() -> None:
     """Everything else has a default, and the broker's is the data's Redis."""
     made = settings()
     assert made.redis_url == made.broker_url == "redis://127.0.0.1:6379/0"
-    assert (made.upstream.name, made.upstream.base_url) == ("default", BASE_URL)
+    assert (upstream_of(made).name, upstream_of(made).base_url) == ("default", BASE_URL)
     assert (made.concurrency, made.worker_port, made.key_prefix, made.host) == (1000, 8081, "dw", "127.0.0.1")
 
 
@@ -45,7 +52,7 @@ def test_every_variable_arrives() -> None:
         DELTAWIRE_LOG_LEVEL="warning",
     )
     assert (made.redis_url, made.broker_url) == ("redis://data/1", "amqp://broker")
-    assert (made.upstream.base_url, made.upstream.api_key) == ("http://gateway:4000/v1", SECRET)
+    assert (upstream_of(made).base_url, upstream_of(made).api_key) == ("http://gateway:4000/v1", SECRET)
     assert (made.key_prefix, made.host, made.worker_port, made.concurrency) == ("mine", "0.0.0.0", 9000, 7)
     assert (made.shutdown_grace_s, made.log_format, made.log_level) == (2.5, "json", "warning")
 
@@ -81,11 +88,11 @@ def test_no_secret_shows() -> None:
         DELTAWIRE_BROKER_URL=f"amqp://user:{SECRET}@broker",
         DELTAWIRE_UPSTREAM_API_KEY=SECRET,
     )
-    assert SECRET not in f"{made!r} {made} {made.upstream!r} {made.upstream}"
+    assert SECRET not in f"{made!r} {made} {upstream_of(made)!r} {made.upstreams} {made.upstreams!r}"
 
 
 def test_a_secret_may_come_from_a_file(tmp_path_factory: pytest.TempPathFactory) -> None:
     """As Docker and Kubernetes hand them out."""
     path = tmp_path_factory.mktemp("secrets") / "key"
     path.write_text(f"{SECRET}\n")
-    assert settings(DELTAWIRE_UPSTREAM_API_KEY_FILE=str(path)).upstream.api_key == SECRET
+    assert upstream_of(settings(DELTAWIRE_UPSTREAM_API_KEY_FILE=str(path))).api_key == SECRET

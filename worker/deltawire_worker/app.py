@@ -18,10 +18,13 @@ from deltawire.redis_client import RedisClient
 from deltawire.sweeper import Sweeper
 
 from .abandonment import Abandonment
+from .asking import Asker
 from .cancellation import ControlChannel
 from .flusher import Flusher
 from .generate import Generator
 from .lease import Leases, Presence
+from .models import Catalogue
+from .parking import Parking
 from .probes import Probes
 from .run import Run
 from .settings import Settings
@@ -88,16 +91,23 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(client.aclose)
         leases = Leases(flusher, owner, runs)
         presence = Presence(log.index, owner, runs)
-        sweeper = Sweeper(log, TaskSender(app), owner=f"{owner}-sweeper")
+        sender = TaskSender(app)
+        sweeper = Sweeper(log, sender, owner=f"{owner}-sweeper")
         abandonment = Abandonment(log, runs)
-        kept = in_background(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep())
+        parking = app.parking = Parking(sender)
+        stack.push_async_callback(parking.drain)
+        models = Catalogue(redis, keys, settings.upstreams, client)
+        kept = in_background(
+            *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
+            *(parking.keep(), models.keep()),
+        )
         await stack.enter_async_context(kept)
         app.generator_loop = asyncio.get_running_loop()
         app.generator = Generator(
             log=log,
             flusher=flusher,
-            upstreams={settings.upstream.name: settings.upstream},
-            client=client,
+            upstreams=settings.upstreams,
+            asker=Asker(settings.upstreams, client),
             owner=owner,
             runs=runs,
             leases=leases,
@@ -107,7 +117,6 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         probes = Probes(settings.host, settings.worker_port, is_ready=lambda: flusher.is_connected)
         await probes.start()
         stack.push_async_callback(probes.close)
-        _log.info(
-            "the worker takes %d jobs at a time for %s", settings.concurrency, settings.upstream.base_url
-        )
+        where = ", ".join(f"{upstream.name} ({upstream.base_url})" for upstream in settings.upstreams)
+        _log.info("the worker takes %d jobs at a time for %s", settings.concurrency, where)
         yield

@@ -8,7 +8,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from deltawire.codec import decode, encode, encode_terminal
+from deltawire.codec import decode, encode_terminal
 from deltawire.ending import (
     AsCancelled,
     AsFailed,
@@ -20,27 +20,31 @@ from deltawire.ending import (
     terminal_event,
 )
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
-from deltawire.events import Failed, InProgress, Queued, Restarted
+from deltawire.events import Failed, Queued, Restarted
 from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import LEASE_S, is_job_id
 from deltawire.log import AppendCode, Claim, JobLog
-from deltawire.options import Options, check_request, parse_options
+from deltawire.options import Options
 from deltawire.outputs import read_request
-from deltawire.record import CancelRequest
+from deltawire.record import CancelRequest, Record
 from deltawire.recover import End, NextAttempt, recover
 
 from .abandonment import Abandonment, abandoned
+from .arguments import read_arguments
+from .asking import Asker, Question, is_finished
 from .cancellation import want_cancel
 from .flusher import Flusher
 from .lease import Leases, Presence
+from .parking import park
 from .pool import Cancellation, cancellation
+from .refusal import UpstreamError
+from .retry import Park
 from .run import CancelWanted, DeadlinePassed, Outcome, Refused, Run
 from .structured_output import StructuredOutput
-from .upstream import Stream, Upstream, UpstreamClient, UpstreamError, request_body
+from .upstreams import Upstreams
 
 END_TIMEOUT_S: Final = 300.0
 HELD_LOOKS: Final = 2
-NOT_REACHED: Final = frozenset({"connect_timeout", "upstream_unreachable"})
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +57,8 @@ class Generator:
         *,
         log: JobLog,
         flusher: Flusher,
-        upstreams: Mapping[str, Upstream],
-        client: UpstreamClient,
+        upstreams: Upstreams,
+        asker: Asker,
         owner: str,
         runs: dict[str, Run],
         leases: Leases,
@@ -64,7 +68,7 @@ class Generator:
         self._log = log
         self._flusher = flusher
         self._upstreams = upstreams
-        self._client = client
+        self._asker = asker
         self._owner = owner
         self._runs = runs
         self._leases = leases
@@ -83,7 +87,7 @@ class Generator:
         """
         problem = options = request = None
         if args or kwargs:
-            problem, options, request = _read_arguments(args, kwargs)
+            problem, options, request = read_arguments(args, kwargs)
         try:
             takes = await self._claim(job_id, request, options)
             if isinstance(takes, Outcome):
@@ -123,7 +127,7 @@ class Generator:
         self._runs[job_id] = run
         self._presence.claimed(job_id)
         if claim.top == 0:
-            self._put(run, Queued)
+            run.put(Queued)
         return run
 
     def _close_run(self, run: Run, outcome: Outcome) -> None:
@@ -135,7 +139,10 @@ class Generator:
     async def _give_up(self, run: Run) -> None:
         """Cancelled from outside: ends the job where that was meant, else leaves it to the next attempt."""
         why = cancellation()
-        if run.writer.is_ending:
+        if run.is_parked:
+            if why is Cancellation.REVOKED:  # there is no message to come back any more
+                await self._log.cancel(run.job_id, reason="task_revoked")
+        elif run.writer.is_ending:
             pass
         elif why is Cancellation.REVOKED:
             request = CancelRequest("task_revoked")
@@ -181,6 +188,8 @@ class Generator:
                     return await self._ended(job_id, claim.status)
                 case "OWN" if job_id in self._runs:
                     pass  # another delivery has claimed it at the same time
+                case "PARKED":
+                    return Outcome("queued", again_in_s=claim.held_for_s)
                 case "HELD":
                     # A living owner renews; one that died lets its lease run out.
                     looks += 1
@@ -235,29 +244,39 @@ class Generator:
         restarts = isinstance(decision, NextAttempt) and run.cause is None
         if run.record.first_delta_at is not None and not restarts:
             await self._fold_log(run)  # an attempt before this one has streamed, and this one ends the job
-        upstream = self._upstreams.get(run.record.options.upstream)
-        if upstream is None and problem is None:
-            known = ", ".join(sorted(self._upstreams))
-            problem = WireError("unknown_upstream", f"there is no upstream of this name; known are {known}")
-
-        ending: Ending | None
+        question = problem or self._question(run.record)
+        ending: Ending | Park | None
         if isinstance(run.cause, CancelWanted):
             ending = AsCancelled(run.cause.request, run.cause.heard_at, None)
-        elif problem is not None:
-            ending = AsFailed(problem, "request")
+        elif isinstance(question, WireError):
+            ending = AsFailed(question, "request")
         elif isinstance(decision, End):
             ending = as_lost(decision.code)
-            run.was_asked = True  # as far as anybody knows
+            run.asked = read_request(run.record.request)  # as far as anybody knows
         elif run.attempt == 1 and time.time() > run.record.queue_deadline:
             ending = as_queue_timeout()
         elif await self._abandonment.waited_unwatched(run):
             ending = AsCancelled(abandoned(), time.time(), None)
         else:
-            assert upstream is not None  # noqa: S101 - else there is a problem
             if isinstance(decision, NextAttempt) and decision.discards:
-                self._put(run, Restarted, reason="worker_lost", discard_through=claim.top)
-            ending = await self._stream(run, upstream)
+                run.put(Restarted, reason="worker_lost", discard_through=claim.top)
+            ending = await self._stream(run, question)
+        if isinstance(ending, Park):
+            self._presence.queues(run.job_id)
+            parked = await park(run, ending.delay_s, log=self._log, owner=self._owner)
+            if isinstance(parked, Outcome):
+                return parked
+            ending = parked
         return await self._end(run, ending)
+
+    def _question(self, record: Record) -> Question | WireError:
+        """What to ask whom; or `unknown_upstream`, `unknown_model`."""
+        request: dict[str, Any] = msgspec.json.decode(record.request or b"{}")
+        try:
+            upstream, model = self._upstreams.route(record.options.upstream, str(request.get("model", "")))
+        except WireError as error:
+            return error
+        return Question(upstream, request, model)
 
     async def _ended(self, job_id: str, status: str) -> Outcome:
         """The outcome of a job that has ended before."""
@@ -271,72 +290,40 @@ class Generator:
         run.fold = (await fold_pages(LogFold(), self._log.pages(run.job_id))).fold
         run.first_delta_at = run.record.first_delta_at
 
-    async def _stream(self, run: Run, upstream: Upstream) -> Ending | None:
+    async def _stream(self, run: Run, question: Question) -> Ending | Park | None:
         """Reads the upstream into the log. None: the log takes nothing more from this attempt."""
-        failure: WireError | None = None
+        failure: WireError | Park | None = None
         if run.cause is None:  # else it was ended while its readers had time to come back
-            failure = await self._ask(run, upstream)
+            failure = await self._asker.ask(run, question)
         match run.cause:
             case None:
                 if failure is None:
                     return at_end_of_stream(run.fold)
+                if isinstance(failure, Park):
+                    return failure
                 if isinstance(failure, UpstreamError):
-                    return AsFailed(failure, "upstream", failure.status_code)
+                    return AsFailed(failure, "upstream", failure.status_code, failure.details)
                 return AsFailed(failure, "worker")
             case CancelWanted(request=wanted, heard_at=heard_at):
                 return AsCancelled(wanted, heard_at, run.upstream_closed_at)
             case DeadlinePassed(deadline=deadline):
+                if is_finished(run.fold):
+                    return at_end_of_stream(run.fold)  # all was said; only the end of the stream is missing
                 return at_deadline(deadline, run.fold)
             case Refused(code="UNREACHABLE"):
                 return AsFailed(WireError("redis_unavailable", "Redis took no events for too long"), "worker")
             case Refused():
                 return None
 
-    async def _ask(self, run: Run, upstream: Upstream) -> WireError | None:
-        """Asks the upstream, and reads it until its end, its failure (returned) or the run's cause."""
-        request: dict[str, Any] = msgspec.json.decode(run.record.request or b"{}")
-        self._put(run, InProgress, upstream=upstream.name, model=request.get("model"))
-        run.was_asked = True
-        failure: WireError | None = None
-        async with run:
-            try:
-                async with self._client.open(upstream, request_body(request), job_id=run.job_id) as stream:
-                    await self._read(run, stream)
-            except UpstreamError as error:
-                failure = error
-                run.was_asked = error.status_code in {None, 200} and error.code not in NOT_REACHED
-            except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
-                _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
-                failure = WireError("internal_error", "the worker failed on this stream")
-            finally:
-                run.upstream_closed_at = time.time()
-        return failure
-
-    async def _read(self, run: Run, stream: Stream) -> None:
-        """The token loop. Raises UpstreamError."""
-        fold, writer = run.fold, run.writer
-        async for batch in stream.batches():
-            now = time.time()
-            run.saw_delta(now)
-            for chunk, _ in batch:
-                fold.add(chunk)
-            writer.put_deltas([line for _, line in batch], now, fold)
-            if writer.is_full:
-                with run.not_listening():
-                    has_room = await writer.room()
-                if not has_room:
-                    run.abort(Refused("UNREACHABLE"))
-                    return
-
     async def _end(self, run: Run, ending: Ending | None) -> Outcome:
         """Writes the terminal event, unless the log has another owner by now."""
         code: AppendCode = "STALE"
-        asked = read_request(run.record.request)
-        was_asked = run.was_asked or not run.fold.is_empty
+        request = read_request(run.record.request)
+        was_asked = run.asked is not None or not run.fold.is_empty
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while ending is not None:
-                    outputs = await self._structured_output.outputs(ending, run.fold, asked)
+                    outputs = await self._structured_output.outputs(ending, run.fold, request)
                     now = time.time()
                     event = terminal_event(
                         ending,
@@ -346,7 +333,7 @@ class Generator:
                         now=now,
                         fold=run.fold,
                         timings=run.timings(now),
-                        request=asked if was_asked else None,
+                        request=request if was_asked else None,
                         outputs=outputs,
                     )
                     code = await run.writer.end(
@@ -360,50 +347,14 @@ class Generator:
                     if code != "CANCELLED":
                         break
                     # The cancel key came before the terminal event did.
-                    request = await self._log.cancel_request(run.job_id) or CancelRequest()
-                    ending = AsCancelled(request, time.time(), run.upstream_closed_at)
+                    wanted = await self._log.cancel_request(run.job_id) or CancelRequest()
+                    ending = AsCancelled(wanted, time.time(), run.upstream_closed_at)
         except TimeoutError as error:
             raise RedisUnavailableError(f"the end of job {run.job_id} could not be written") from error
-        refusal = run.cause.code if isinstance(run.cause, Refused) else code
-        _log.warning(
-            "the log takes no more: %s", refusal, extra={"job_id": run.job_id, "attempt": run.attempt}
-        )
+        run.warn_of_refusal(code)
         return Outcome("in_progress")
-
-    def _put(self, run: Run, kind: type[Queued | InProgress | Restarted], **fields: Any) -> None:
-        event = kind(
-            job_id=run.job_id,
-            sequence_number=run.writer.next_number,
-            attempt=run.attempt,
-            created_at=time.time(),
-            **fields,
-        )
-        run.writer.put(encode(event))
 
     def _look_for_cancel(self, run: Run) -> None:
         """An append met the cancel key, but does not say what is in it; the renewal does."""
         if run.cause is None:
             self._leases.renew(run)
-
-
-def _read_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[WireError | None, Options, bytes]:
-    """What is wrong with a message's arguments, if anything; and what of them goes into the record."""
-    options, request = Options(), b"null"
-    try:
-        options = parse_options(kwargs.get("options"))
-        msgspec.json.encode(options)
-        request = msgspec.json.encode(kwargs.get("request"))
-        check_request(kwargs.get("request"))
-    except WireError as error:
-        return error, options, request
-    except UnicodeEncodeError:
-        # JSON can say lone surrogates; UTF-8 cannot.
-        return WireError("invalid_request", "a text holds a lone surrogate"), Options(), request
-    if unknown := set(kwargs) - {"request", "options"}:
-        message = f"the task takes request and options, not {', '.join(sorted(unknown))}"
-        return WireError("invalid_request", message, param=min(unknown)), options, request
-    if args:
-        return WireError("invalid_request", "the task takes keyword arguments only"), options, request
-    return None, options, request

@@ -89,6 +89,10 @@ class Presence:
         """The job waits no more. Told with the next renewal."""
         self._claimed.add(job_id)
 
+    def queues(self, job_id: str) -> None:
+        """Before a job that was claimed is queued again."""
+        self._claimed.discard(job_id)
+
     def ended(self, job_id: str) -> None:
         """The job is not ours (any more). Told with the next renewal."""
         self._over.add(job_id)
@@ -97,11 +101,12 @@ class Presence:
         """Until cancelled."""
         renewals = 0
         while True:
-            claimed, over = tuple(self._claimed), tuple(self._over - self._runs.keys())
+            over = tuple(self._over - self._runs.keys())
             try:
                 is_news = await self._index.lives(self._owner, LEASE_S)
                 if is_news or renewals % REFILL_EVERY == 0:  # Redis has lost them, or some node of it has
                     await self._index.will_run(self._owner, tuple(self._runs))
+                claimed = tuple(self._claimed)  # now: one that queues again meanwhile must stay in the set
                 await self._index.left_queue(claimed)
                 self._claimed.difference_update(claimed)
                 await self._index.has_run(self._owner, over)

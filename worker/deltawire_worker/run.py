@@ -1,26 +1,36 @@
 """A run: one attempt while it streams. What may end it from outside comes in here."""
 
 import asyncio
+import logging
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from deltawire.codec import encode
 from deltawire.ending import Deadline
-from deltawire.events import Timings
+from deltawire.events import InProgress, Queued, Restarted, Retrying, Timings
 from deltawire.fold import Fold
 from deltawire.log import AppendCode
 from deltawire.record import CancelRequest, Record
 
 from .writer import JobWriter
 
+LINGER_S: Final = 5.0
+"""How long a gateway that has said all has to end the stream."""
+
+_log = logging.getLogger(__name__)
+
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a job; `code` is set where it has failed."""
+    """What became of a job; `code` is set where it has failed, `again_in_s` where it is parked so long."""
 
     status: str
     code: str | None = None
+    again_in_s: float | None = None
 
 
 class CancelWanted(msgspec.Struct, frozen=True):
@@ -55,14 +65,20 @@ class Run:
         """What became of the job; a second delivery of the job's message waits for it."""
         self.upstream_closed_at: float | None = None
         self.first_delta_at: float | None = None
-        self.was_asked = False
-        """Whether the upstream was, and has not refused: what it was asked is paid."""
+        self.retries = record.retries
+        self.is_parked = False
+        self.asked: dict[str, Any] | None = None
+        """The request, once an upstream has it and has not refused it: so long it is to be paid for."""
         self.unanswered_renewals = 0
         self._is_listening = True
         self._streaming: asyncio.Task[object] | None = None
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
+        self._asked_at: float | None = self._started
+        self._idle_timeout_s = record.options.idle_timeout_s
         self._last_delta = self._started
+        if record.attempt_began_at is not None:  # before it was parked; waits count
+            self._started -= max(0.0, time.time() - record.attempt_began_at)
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
@@ -99,6 +115,50 @@ class Run:
         if self._streaming is not None:
             self._streaming.cancel()
 
+    @property
+    def began_at(self) -> float:
+        """When the attempt began, as Unix time."""
+        return time.time() - (self._loop.time() - self._started)
+
+    @property
+    def left_s(self) -> float:
+        """How long the attempt may still take."""
+        return self._started + self.record.options.timeout_s - self._loop.time()
+
+    @contextmanager
+    def not_asking(self) -> Iterator[None]:
+        """While the upstream is not asked, it need not answer; when it is again, it has its time anew."""
+        self._asked_at = None
+        self._watch()
+        try:
+            yield
+        finally:
+            self._asked_at = self._loop.time()
+            self._watch()
+
+    def put(self, kind: type[Queued | InProgress | Retrying | Restarted], **fields: Any) -> None:
+        """Appends an event that is no delta."""
+        event = kind(
+            job_id=self.job_id,
+            sequence_number=self.writer.next_number,
+            attempt=self.attempt,
+            created_at=time.time(),
+            **fields,
+        )
+        self.writer.put(encode(event))
+
+    def warn_of_refusal(self, code: str) -> None:
+        """Says in our log that the job's log takes nothing more from this attempt."""
+        refusal = self.cause.code if isinstance(self.cause, Refused) else code
+        extra = {"job_id": self.job_id, "attempt": self.attempt}
+        _log.warning("the log takes no more: %s", refusal, extra=extra)
+
+    def saw_all(self) -> None:
+        """Every choice has ended, and usage has come: what is left is [DONE], or the end of the body."""
+        if self._idle_timeout_s > LINGER_S:
+            self._idle_timeout_s = LINGER_S
+            self._watch()
+
     def saw_delta(self, now: float) -> None:
         """Resets the idle clock. Data events count, bytes do not: comments hide a dead gateway."""
         self._last_delta = self._loop.time()
@@ -126,10 +186,11 @@ class Run:
         options = self.record.options
         deadline: Deadline
         if self.first_delta_at is None:
-            at, deadline = self._started + options.first_delta_timeout_s, "first_delta_timeout"
+            asked_at = math.inf if self._asked_at is None else self._asked_at
+            at, deadline = asked_at + options.first_delta_timeout_s, "first_delta_timeout"
         else:
             last_delta = self._last_delta if self._is_listening else self._loop.time()
-            at, deadline = last_delta + options.idle_timeout_s, "idle_timeout"
+            at, deadline = last_delta + self._idle_timeout_s, "idle_timeout"
         total_at = self._started + options.timeout_s
         if total_at < at:
             at, deadline = total_at, "total_timeout"

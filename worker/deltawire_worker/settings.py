@@ -6,13 +6,13 @@ from deltawire.environment import Environment
 from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
 
 from .flusher import MAX_LOG_BYTES
-from .upstream import Upstream
+from .upstreams import Upstreams, read_upstreams
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: str
     broker_url: str
-    upstream: Upstream
+    upstreams: Upstreams
     key_prefix: str = "dw"
     host: str = "127.0.0.1"
     worker_port: int = 8081
@@ -24,17 +24,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         # URLs may carry passwords.
-        return f"Settings(upstream={self.upstream!r}, concurrency={self.concurrency})"
+        return f"Settings(upstreams={self.upstreams!r}, concurrency={self.concurrency})"
 
     @classmethod
     def from_environment(cls, environment: Environment) -> "Settings":
         """Raises ConfigurationError that says what to set."""
         redis_url = environment.redis_url("DELTAWIRE_REDIS_URL")
-        base_url = environment.url("DELTAWIRE_UPSTREAM_BASE_URL", schemes=("https", "http")).rstrip("/")
         return cls(
             redis_url=redis_url,
             broker_url=environment.broker_url("DELTAWIRE_BROKER_URL", redis_url),
-            upstream=Upstream("default", base_url, environment.header_secret("DELTAWIRE_UPSTREAM_API_KEY")),
+            upstreams=read_upstreams(environment),
             key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
             host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
             worker_port=environment.integer("DELTAWIRE_WORKER_PORT", 8081),

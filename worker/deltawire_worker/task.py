@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.app.task import Context, Task
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from celery.signals import task_revoked
 from celery.worker.request import Request
 
@@ -15,6 +15,7 @@ from deltawire.keys import is_job_id
 from deltawire.queue import TASK
 
 from .generate import Generator
+from .parking import Parking
 from .pool import await_
 
 REQUEUE_PAUSE_S: Final = 1.0
@@ -68,6 +69,11 @@ def register(app: Celery) -> None:
             except JobExpiredError as error:
                 _log.warning("%s", error)  # nobody else will hear of it
                 raise
+            if outcome.again_in_s is not None:
+                # This message is done with; another one comes in time, and its end is the job's.
+                parking: Parking = app.parking
+                parking.put(job_id, outcome.again_in_s, link=context.callbacks, link_error=context.errbacks)
+                raise Ignore
             if outcome.code is not None:
                 raise JobFailedError(outcome.code)
             return {"job_id": job_id, "status": outcome.status}

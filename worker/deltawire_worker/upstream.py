@@ -1,11 +1,11 @@
 """The upstream: an OpenAI-compatible gateway, read over httpx.
 
-What a gateway says when it refuses is turned into an error of ours here. Of its page and headers nothing
-goes further than the status, OpenAI's type and code, and a message where it is meant for the caller.
+What it says when it refuses is `refusal.py`'s to read.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final, cast
 from urllib.request import getproxies
@@ -14,16 +14,19 @@ import httpx
 import msgspec
 
 from deltawire.codec import read_chunk
-from deltawire.errors import WireError
 from deltawire.events import MAX_EVENT_BYTES
-from deltawire.sse_decoder import EventTooLargeError, SseDecoder
+from deltawire.sse_decoder import ErrorData, EventTooLargeError, SseDecoder
 
 from .http_transport import StreamTransport
+from .refusal import UpstreamError, error_object, refusal, said_in_answer, said_in_stream
+from .upstreams import Upstream
+from .whole_answer import form_of, read_whole
 
 CONNECT_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 30.0
+MODELS_TIMEOUT_S: Final = 10.0
 MAX_ERROR_BYTES: Final = 65_536
-MAX_MESSAGE_CHARACTERS: Final = 500
+MAX_MODELS_BYTES: Final = 4_194_304
 # Room for what an event adds around the chunk.
 MAX_CHUNK_BYTES: Final = MAX_EVENT_BYTES - 1_024
 DONE: Final = b"[DONE]"
@@ -33,42 +36,34 @@ Chunk = tuple[dict[str, Any], bytes]
 """A chat.completion.chunk, and the bytes of it to publish."""
 
 
-class Upstream(msgspec.Struct, frozen=True):
-    """A configured gateway. `base_url` ends before `/chat/completions`."""
+def request_body(request: dict[str, Any], upstream: Upstream, model: str | None = None) -> bytes:
+    """The job's request as it goes upstream: streamed, with usage unless the caller said otherwise.
 
-    name: str
-    base_url: str
-    api_key: str = ""
-
-    def __repr__(self) -> str:
-        return f"Upstream({self.name!r}, {self.base_url!r})"
-
-
-class UpstreamError(WireError):
-    """The gateway refused, failed or could not be reached. `status_code` is its HTTP status, if any."""
-
-    def __init__(
-        self, code: str, message: str, *, status_code: int | None = None, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(code, message, retry_after_s=retry_after_s)
-        self.status_code = status_code
-
-
-def request_body(request: dict[str, Any]) -> bytes:
-    """The job's request as it goes upstream: streamed, with usage unless the caller said otherwise."""
-    stream_options = {"include_usage": True, **(request.get("stream_options") or {})}
-    return msgspec.json.encode({**request, "stream": True, "stream_options": stream_options})
+    `model` stands in the place of the request's, which may be an alias of ours.
+    """
+    body = {**request, "stream": True}
+    if model is not None:
+        body["model"] = model
+    if upstream.stream_options:
+        body["stream_options"] = {"include_usage": True, **(request.get("stream_options") or {})}
+    for name in ("deltawire", *(() if upstream.stream_options else ("stream_options",)), *upstream.omit):
+        body.pop(name, None)
+    return msgspec.json.encode(body)
 
 
 class Stream:
     """One streaming answer. Iterate `batches`; each batch is what arrived since the last one."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, secrets: Collection[str] = ()) -> None:
         self._response = response
+        self._secrets = secrets
         self._decoder = SseDecoder(MAX_CHUNK_BYTES)
+        self._has_chunks = False
+        self.is_done = False
+        """Whether it ended with [DONE]."""
 
     async def batches(self) -> AsyncGenerator[list[Chunk]]:
-        """Ends at [DONE] or at the end of the body.
+        """Ends at [DONE] or at the end of the body. An answer in one piece is one batch.
 
         Raises UpstreamError; what came before it has been handed out.
         """
@@ -76,41 +71,103 @@ class Stream:
         source = self._response.aiter_bytes() if encoded else self._response.aiter_raw()
         async with aclosing(cast("AsyncGenerator[bytes]", source)):
             try:
-                async for data in source:
-                    batch, ending = self._read(data)
+                head = await self._head(source)
+                if head is None:
+                    return
+                if not isinstance(head, bytes):
+                    yield [head]
+                    return
+                batch, ending = self._read(head)
+                while True:
                     if batch:
+                        self._has_chunks = True
                         yield batch
                     if isinstance(ending, UpstreamError):
                         raise ending
                     if ending is DONE:
+                        self.is_done = True
                         await _drain(source)
                         return
-                _, ending = self._read(b"")  # an event that was too large says so at the next look
-                if isinstance(ending, UpstreamError):
-                    raise ending
+                    batch, ending = self._read(await anext(source))
+            except StopAsyncIteration:
+                pass
             except httpx.RequestError:
                 # The connection broke: the caller judges by what has come so far, as with a clean end.
                 return
+        _, ending = self._read(b"")  # an event that was too large says so at the next look
+        if isinstance(ending, UpstreamError):
+            raise ending
+
+    async def _head(self, source: AsyncIterator[bytes]) -> bytes | Chunk | None:
+        """The first bytes of an event stream, or the chunk that an answer in one piece amounts to.
+
+        None: there is nothing. Raises UpstreamError for anything else.
+        """
+        head, form = b"", None
+        media_type = self._response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        async for data in source:
+            head += data
+            if form is None:
+                form = form_of(head, media_type)
+            if form == "events":
+                return head
+            if form == "other" or len(head) > MAX_CHUNK_BYTES:
+                break
+        if not head.strip():
+            return None
+        if len(head) > MAX_CHUNK_BYTES and form != "other":
+            raise _too_large()
+        error, chunk = read_whole(head) if form == "whole" else (None, None)
+        if error:
+            raise said_in_answer(error, secrets=self._secrets)
+        if chunk is None:
+            raise UpstreamError(
+                "upstream_not_streaming",
+                "the gateway answered with something else than a stream",
+                status_code=200,
+            )
+        line = msgspec.json.encode(chunk)
+        if len(line) > MAX_CHUNK_BYTES:
+            raise _too_large()
+        return chunk, line
 
     def _read(self, data: bytes) -> tuple[list[Chunk], bytes | UpstreamError | None]:
         """The chunks that `data` completes, and what ends the stream after them: DONE or an error."""
         batch: list[Chunk] = []
         try:
             for payload in self._decoder.feed(data):
-                if payload == DONE:
-                    return batch, DONE
-                if payload:
-                    chunk, line = read_chunk(payload)
-                    if error := chunk.get("error"):
-                        return batch, _error_event(error)
-                    if len(line) > MAX_CHUNK_BYTES:  # by being mended
-                        return batch, _too_large()
-                    batch.append((chunk, line))
+                if payload[:1] != b"{":
+                    said = payload.strip()
+                    if said == DONE:
+                        return batch, DONE
+                    if not said:
+                        continue
+                if payload.__class__ is ErrorData:
+                    return batch, self._error(_in_error_event(payload), batch)
+                chunk, line = read_chunk(payload)
+                if ("choices" not in chunk or chunk.get("error")) and (error := error_object(chunk)):
+                    return batch, self._error(error, batch)
+                if len(line) > MAX_CHUNK_BYTES:  # by being mended
+                    return batch, _too_large()
+                batch.append((chunk, line))
         except EventTooLargeError:
             return batch, _too_large()
         except ValueError:
             return batch, UpstreamError("upstream_malformed", "the gateway sent a chunk that is not JSON")
         return batch, None
+
+    def _error(self, error: Any, batch: list[Chunk]) -> UpstreamError:  # whatever JSON the gateway sent
+        say = said_in_stream if batch or self._has_chunks else said_in_answer
+        return say(error, secrets=self._secrets)
+
+
+def _in_error_event(payload: bytes) -> Any:
+    """The error object in the data of an `event: error`, which may be a text."""
+    try:
+        answer = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return error_object(answer) or answer
 
 
 async def _drain(source: AsyncIterator[bytes]) -> None:
@@ -145,90 +202,77 @@ class UpstreamClient:
         The deadlines for the first delta and after are the caller's. Raises UpstreamError.
         """
         headers = {"Content-Type": "application/json", "X-Client-Request-Id": job_id}
-        if upstream.api_key:
-            headers["Authorization"] = f"Bearer {upstream.api_key}"
-        request = self._client.build_request(
-            "POST", f"{upstream.base_url}/chat/completions", content=body, headers=headers
-        )
+        request = self._request("POST", upstream, "/chat/completions", headers, body)
+        response = await self._send(request)
         try:
-            response = await self._client.send(request, stream=True)
+            if not 200 <= response.status_code < 300:
+                page = await _page(response, MAX_ERROR_BYTES)
+                raise refusal(
+                    response.status_code, response.headers, page, secrets=upstream.secrets, now=time.time()
+                )
+            yield Stream(response, upstream.secrets)
+        finally:
+            await response.aclose()
+
+    async def models(self, upstream: Upstream) -> list[Any]:
+        """What its own `GET /models` lists, unchecked. Raises UpstreamError and TimeoutError."""
+        async with asyncio.timeout(MODELS_TIMEOUT_S):
+            request = self._request("GET", upstream, "/models", {"Accept": "application/json"})
+            response = await self._send(request)
+            try:
+                page = await _page(response, MAX_MODELS_BYTES)
+            finally:
+                await response.aclose()
+        with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            answer = msgspec.json.decode(page)
+            if (
+                response.status_code == 200
+                and isinstance(answer, dict)
+                and isinstance(answer.get("data"), list)
+            ):
+                models: list[Any] = answer["data"]
+                return models
+        raise UpstreamError(
+            "upstream_malformed", "the gateway lists no models", status_code=response.status_code
+        )
+
+    def _request(
+        self, method: str, upstream: Upstream, path: str, headers: dict[str, str], body: bytes | None = None
+    ) -> httpx.Request:
+        headers = {**headers, **upstream.headers}
+        if upstream.api_key:
+            is_bearer = upstream.auth_header.lower() == "authorization"
+            headers[upstream.auth_header] = f"Bearer {upstream.api_key}" if is_bearer else upstream.api_key
+        url = httpx.URL(upstream.base_url + path)
+        if upstream.query:
+            url = url.copy_merge_params(upstream.query)
+        return self._client.build_request(method, url, content=body, headers=headers)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._client.send(request, stream=True)
         except httpx.ConnectTimeout as error:
             message = f"no connection to the gateway within {CONNECT_TIMEOUT_S:.0f} s"
             raise UpstreamError("connect_timeout", message) from error
         except httpx.TransportError as error:
             message = f"the gateway cannot be reached ({type(error).__name__})"
             raise UpstreamError("upstream_unreachable", message) from error
-        try:
-            if response.status_code != 200:
-                raise await _refusal(response, upstream.api_key)
-            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if media_type != "text/event-stream":
-                raise UpstreamError(
-                    "upstream_not_streaming",
-                    f"the gateway answered {media_type or 'no media type'} instead of text/event-stream",
-                    status_code=200,
-                )
-            yield Stream(response)
-        finally:
-            await response.aclose()
 
 
-async def _refusal(response: httpx.Response, api_key: str = "") -> UpstreamError:
-    """The error for an answer that is not 200."""
+async def _page(response: httpx.Response, max_bytes: int) -> bytes:
+    """As much of a body as is of interest, and as came."""
     body = b""
     try:
         async for piece in response.aiter_bytes():
             body += piece
-            if len(body) > MAX_ERROR_BYTES:
+            if len(body) > max_bytes:
                 break
     except httpx.HTTPError:
         pass  # the status says enough
-    status = response.status_code
-    retry_after_s = None
-    if status == 429:
-        code, message = "upstream_rate_limit", "the gateway's rate limit is reached"
-        retry_after_s = _seconds(response.headers.get("Retry-After"))
-    elif status in {401, 403}:
-        # What it says here may hold a part of the key.
-        code, message = "upstream_authentication", "the gateway refuses our credentials"
-    elif 400 <= status < 500:
-        code, message = "upstream_invalid_request", "the gateway refuses the request"
-        said = _message(body)
-        if said and not (api_key and api_key in said):
-            message = f"{message}: {said}"
-    else:
-        code, message = "upstream_server_error", f"the gateway answered {status}"
-        retry_after_s = _seconds(response.headers.get("Retry-After"))
-    return UpstreamError(code, message, status_code=status, retry_after_s=retry_after_s)
-
-
-def _message(body: bytes) -> str:
-    """`error.message` of an error in OpenAI's shape; empty for anything else."""
-    try:
-        message = msgspec.json.decode(body)["error"]["message"]
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, KeyError, TypeError):
-        return ""
-    return message[:MAX_MESSAGE_CHARACTERS] if isinstance(message, str) else ""
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After as delay-seconds (RFC 9110 §10.2.3); None for anything else."""
-    try:
-        seconds = float(retry_after or "")
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < float("inf") else None
+    return body
 
 
 def _too_large() -> UpstreamError:
     return UpstreamError(
         "upstream_event_too_large", f"the gateway sent more than {MAX_CHUNK_BYTES} bytes at once"
     )
-
-
-def _error_event(error: Any) -> UpstreamError:  # whatever JSON the gateway sent
-    message = "the gateway sent an error in mid-stream"
-    code = error.get("code") or error.get("type") if isinstance(error, dict) else None
-    if isinstance(code, str):
-        message = f"{message} ({code[:64]})"
-    return UpstreamError("upstream_error_event", message)

@@ -66,6 +66,7 @@ class JobWriter:
         self._ttl_s: float = ACTIVE_TTL_S
         self._ended: asyncio.Future[AppendCode] | None = None
         self._room: asyncio.Event | None = None
+        self._written: asyncio.Future[AppendCode] | None = None
         # Before the first attempt a log holds nothing, or the `queued` event that its record tells of.
         self._recent = [queued_event(job_id, record)] if top == record.attempt == 1 else []
         """The acknowledged ones after `_base`."""
@@ -106,6 +107,12 @@ class JobWriter:
         finally:
             self._room = None
         return True
+
+    async def written(self) -> None:
+        """Waits until the log has all that was put, or takes nothing more; the caller sets the deadline."""
+        if self._events or self._must_rewrite:
+            self._written = asyncio.get_running_loop().create_future()
+            await self._written
 
     def put(self, event: bytes) -> None:
         """Appends an encoded event that has `next_number`."""
@@ -219,8 +226,8 @@ class JobWriter:
                 self._on_cancel()
             if self._events or self._must_rewrite:
                 self._flusher.mark(self)
-            elif self._ended is not None and not self._ended.done():
-                self._ended.set_result(code)
+            else:
+                self._settle(code)
         elif code == "CANCELLED" and self._ended is not None:
             self.pending_bytes -= len(self._events.pop())
             self._terminal = ""
@@ -233,9 +240,14 @@ class JobWriter:
             self._events.clear()
             self._must_rewrite = False
             self.pending_bytes = 0
-            if self._ended is not None and not self._ended.done():
-                self._ended.set_result(code)
+            self._settle(code)
             self._on_refused(code)
+
+    def _settle(self, code: AppendCode) -> None:
+        """There is nothing more to say: whoever waited for that hears of it."""
+        for waiting in (self._written, self._ended):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(code)
 
     def _taken(self, sent: int, receivers: int) -> None:
         done = self._events[:sent]
