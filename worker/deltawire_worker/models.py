@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Catalogue:
-    """The models and aliases of all upstreams; of one that configures none, what its own `GET /models` says."""
+    """The models and aliases of all upstreams; of one without a list, what its own `GET /models` says."""
 
     def __init__(self, redis: Executor, keys: Keys, upstreams: Upstreams, client: UpstreamClient) -> None:
         self._redis = redis
