@@ -24,7 +24,8 @@ _SECRET: Final = re.compile(
     r"(?i)\b(?:bearer|basic)\s+[\w.~+/=*-]{6,}"
     r"|\b(?:sk|pk|rk|gsk|xai|hf|key|AIza)[-_*][\w*-]{6,}"
     r"|\beyJ[\w-]{8,}(?:\.[\w-]+)*"
-    r"|\b(?:api[-_ ]?key|token|secret|password|authorization)\b[\"']?\s*[:=]\s*[\"']?[^\s\"',]{4,}"
+    r"|\b(?:api[-_ ]?key|token|secret|password|authorization)\b[\"']?\s*[:=]\s*[\"']?"
+    r"(?:(?:bearer|basic)\s+)?[^\s\"',]{4,}"
     r"|(?<=://)[^\s/@]+@"
 )
 _OUT_OF_MONEY: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})

@@ -41,21 +41,21 @@ class Budget:
     (As gRPC's retry throttling, gRFC A6, and the retry quota of the AWS SDKs' "standard" mode.)
     """
 
-    MAX_TOKENS: Final = 100.0
-    FOR_A_SUCCESS: Final = 0.1
+    MAX_TOKENS: Final = 100
+    SUCCESSES_FOR_A_TOKEN: Final = 10
 
     def __init__(self) -> None:
-        self._tokens = self.MAX_TOKENS
+        self._successes = self.MAX_TOKENS * self.SUCCESSES_FOR_A_TOKEN
 
     def take(self) -> bool:
         """Pays for a retry; False: there is nothing left to pay with."""
-        if self._tokens < 1:
+        if self._successes < self.SUCCESSES_FOR_A_TOKEN:
             return False
-        self._tokens -= 1
+        self._successes -= self.SUCCESSES_FOR_A_TOKEN
         return True
 
     def succeeded(self) -> None:
-        self._tokens = min(self.MAX_TOKENS, self._tokens + self.FOR_A_SUCCESS)
+        self._successes = min(self._successes + 1, self.MAX_TOKENS * self.SUCCESSES_FOR_A_TOKEN)
 
 
 def decide(

@@ -29,9 +29,6 @@ import msgspec
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.errors import WireError
 
-FILE: Final = "DELTAWIRE_UPSTREAMS"
-BASE_URL: Final = "DELTAWIRE_UPSTREAM_BASE_URL"
-
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.1
 _OURS: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection"})
@@ -106,17 +103,17 @@ class Upstreams:
 
 def read_upstreams(environment: Environment) -> Upstreams:
     """Those that are configured. Raises ConfigurationError that says what to change, and no secret."""
-    text = environment.secret(FILE)
+    text = environment.secret("DELTAWIRE_UPSTREAMS")
     if not text:
-        base_url = environment.url(BASE_URL, schemes=("https", "http"))
+        base_url = environment.url("DELTAWIRE_UPSTREAM_BASE_URL", schemes=("https", "http"))
         api_key = environment.header_secret("DELTAWIRE_UPSTREAM_API_KEY")
         problem = _problem_of_url(base_url)
         if problem:
-            raise ConfigurationError(f"{BASE_URL} {problem}")
+            raise ConfigurationError(f"DELTAWIRE_UPSTREAM_BASE_URL {problem}")
         return Upstreams([Upstream(name="default", base_url=base_url.rstrip("/"), api_key=api_key)])
-    where = environment.source(FILE)
-    if environment.is_set(BASE_URL):
-        raise ConfigurationError(f"{where} and {BASE_URL} are both set; unset one of them")
+    where = environment.source("DELTAWIRE_UPSTREAMS")
+    if environment.is_set("DELTAWIRE_UPSTREAM_BASE_URL"):
+        raise ConfigurationError(f"{where} and DELTAWIRE_UPSTREAM_BASE_URL are both set; unset one of them")
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -147,7 +147,9 @@ async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
         loop.add_signal_handler(number, stopping.set)
 
     services = [_Service("relay", "deltawire_relay"), _Service("worker", "deltawire_worker")]
-    has_own_gateway = not _is_set(environment, "DELTAWIRE_UPSTREAM_BASE_URL")
+    has_own_gateway = not (
+        _is_set(environment, "DELTAWIRE_UPSTREAM_BASE_URL") or _is_set(environment, "DELTAWIRE_UPSTREAMS")
+    )
     if has_own_gateway:
         port = free_port()
         environment["DELTAWIRE_UPSTREAM_BASE_URL"] = f"http://127.0.0.1:{port}/v1"
