@@ -144,9 +144,7 @@ class Asker:
         if fold.is_empty:
             return UpstreamError("upstream_eof", "the gateway ended the stream before its first delta")
         if not _FAILED.isdisjoint(fold.finish_reasons()):
-            choices = (fold.completion() or {})["choices"]
-            said = next((choice["error"] for choice in choices if choice.get("error")), None)
-            return said_in_stream(said, secrets=upstream.secrets)
+            return said_in_stream(None)
         if stream.is_done and upstream.done_completes and not is_finished(fold):
             chunk = _stopped(fold)
             fold.add(chunk)

@@ -125,6 +125,16 @@ def error_object(answer: Any) -> Any:  # whatever JSON it was
     )
 
 
+def error_in_chunk(chunk: dict[str, Any]) -> Any:
+    """As `error_object`, or the error in one of the chunk's choices (OpenRouter)."""
+    error = error_object(chunk)
+    choices = chunk.get("choices")
+    if error is not None or not isinstance(choices, list):
+        return error
+    errors = (choice.get("error") for choice in choices if isinstance(choice, dict))
+    return next(filter(None, errors), None)
+
+
 def _error_in(body: bytes) -> Any:
     try:
         return error_object(msgspec.json.decode(body))

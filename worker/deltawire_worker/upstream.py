@@ -18,7 +18,7 @@ from deltawire.events import MAX_EVENT_BYTES
 from deltawire.sse_decoder import ErrorData, EventTooLargeError, SseDecoder
 
 from .http_transport import StreamTransport
-from .refusal import UpstreamError, error_object, refusal, said_in_answer, said_in_stream
+from .refusal import UpstreamError, error_in_chunk, error_object, refusal, said_in_answer, said_in_stream
 from .upstreams import Upstream
 from .whole_answer import form_of, read_whole
 
@@ -113,10 +113,10 @@ class Stream:
                 return head
             if form == "other" or len(head) > MAX_CHUNK_BYTES:
                 break
-        if not head.strip():
-            return None
         if len(head) > MAX_CHUNK_BYTES and form != "other":
             raise _too_large()
+        if not head.strip():
+            return None
         error, chunk = read_whole(head) if form == "whole" else (None, None)
         if error:
             raise said_in_answer(error, secrets=self._secrets)
@@ -145,7 +145,8 @@ class Stream:
                 if payload.__class__ is ErrorData:
                     return batch, self._error(_in_error_event(payload), batch)
                 chunk, line = read_chunk(payload)
-                if ("choices" not in chunk or chunk.get("error")) and (error := error_object(chunk)):
+                # A search of bytes first: it is cheaper than to look into each chunk.
+                if b'"error"' in payload and (error := error_in_chunk(chunk)):
                     return batch, self._error(error, batch)
                 if len(line) > MAX_CHUNK_BYTES:  # by being mended
                     return batch, _too_large()
