@@ -77,6 +77,7 @@ class Bench:
         self.client = UpstreamClient()
         configured = Upstreams(upstreams or [Upstream(name="default", base_url=upstream_url)])
         self.leases = Leases(self.flusher, OWNER, self.runs)
+        self.presence = Presence(self.log.index, OWNER, self.runs)
         self.abandonment = Abandonment(self.log, self.runs)
         self.generator = Generator(
             log=self.log,
@@ -86,7 +87,7 @@ class Bench:
             owner=OWNER,
             runs=self.runs,
             leases=self.leases,
-            presence=Presence(self.log.index, OWNER, self.runs),
+            presence=self.presence,
             abandonment=self.abandonment,
         )
 

@@ -12,6 +12,7 @@ from deltawire.background import in_background
 from deltawire.gateway import Gateway
 from deltawire.keys import Keys
 from deltawire.models import read_models
+from deltawire.sweeper import Sweeper
 from deltawire_worker import generate as generate_module
 from deltawire_worker.models import Catalogue
 from deltawire_worker.pool import Cancellation
@@ -30,6 +31,7 @@ from tests.integration.test_generate import (
 )
 
 META: Final = "dw:{job}:meta"
+NOWHERE: Final = "http://127.0.0.1:1/v1"
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ async def test_a_worker_that_stops_in_the_wait_leaves_the_job_to_another(bench: 
     task.cancel()
     await asyncio.wait([task])
     async with asyncio.timeout(DEADLINE_S):
-        while (await bench.log.claim("job", owner="other", lease_s=5)).code != "EXPIRED":
+        while (await bench.log.claim("job", owner="other", lease_s=5)).code != "EXPIRED":  # noqa: ASYNC110 - a lease has no event
             await asyncio.sleep(0.01)
 
 
@@ -230,14 +232,14 @@ async def test_retries_are_counted_through_the_parking(bench: Bench) -> None:
 
 async def test_the_time_that_a_job_was_parked_counts(bench: Bench) -> None:
     """`timeout_s` is the attempt's, waits included."""
-    body = request(deltas=1, first_delta_s=30, fault="status", status=429, retry_after="30", fail_first=1)
+    body = request(deltas=9_999, rate=50, fault="status", status=429, retry_after="30", fail_first=1)
     await park(bench, body, timeout_s=100)
     record = await bench.log.record("job")
     assert record is not None
     assert record.attempt_began_at == pytest.approx(time.time(), abs=5)
     await bench.redis.hset(META, mapping={"not_before": 1, "attempt_began_at": time.time() - 99.5})
-    assert await bench.run("job") == Outcome("failed", "total_timeout")
-    await bench.ended("job")
+    assert await bench.run("job") == Outcome("incomplete")
+    assert (await bench.ended("job"))[-1]["incomplete_details"] == {"reason": "total_timeout"}
 
 
 async def test_a_bare_job_can_be_parked(bench: Bench) -> None:
@@ -280,6 +282,60 @@ async def test_a_parked_job_that_has_waited_too_long_in_all_is_ended(bench: Benc
     created_at = time.time() - 4_000
     await bench.redis.hset(META, mapping={"not_before": 1, "created_at": created_at})
     assert await bench.run("job") == Outcome("failed", "queue_timeout")
+
+
+class Queue:
+    """An empty broker, and what was sent to it."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, job_id: str) -> None:
+        self.sent.append(job_id)
+
+    def depth(self) -> int:
+        return 0
+
+
+async def test_a_parked_job_whose_worker_died_is_sent_again_when_it_is_due(bench: Bench) -> None:
+    """By a sweeper, as any queued job whose message is lost; and not before, however often it looks."""
+    await park(bench)
+    queue = Queue()
+    sweeper = Sweeper(bench.log, queue, owner="sweeper")
+    for _ in range(3):
+        await sweeper._send_lost()
+    assert queue.sent == []
+    assert await bench.log.index.queued(9) == ["job"]
+    await due(bench)
+    for _ in range(2):
+        await sweeper._send_lost()
+    assert queue.sent == ["job"]
+    assert await bench.run("job") == Outcome("completed")
+
+
+async def test_a_parked_job_that_nobody_brings_back_is_ended_by_its_time_in_the_queue(bench: Bench) -> None:
+    """As any queued job; the numbers go on."""
+    await park(bench)
+    created_at = time.time() - 4_000
+    await bench.redis.hset(META, "created_at", created_at)
+    await bench.log.index.waits_until("job", created_at + 3_600)
+    await Sweeper(bench.log, Queue(), owner="sweeper").sweep()
+    events = await bench.ended("job")
+    assert types(events) == ["queued", "in_progress", "retrying", "failed"]
+    assert events[-1]["error"]["code"] == "queue_timeout"
+
+
+async def test_a_job_that_is_parked_stays_among_those_that_wait(bench: Bench) -> None:
+    """Though this process has said of its claim, a moment ago, that it waits no more."""
+    presence = bench.presence
+    async with in_background(presence.keep()):
+        await park(bench)
+        presence.claimed("other")
+        await bench.log.index.will_queue("other", time.time() + 60)
+        async with asyncio.timeout(DEADLINE_S):
+            while "other" in await bench.log.index.queued(9):  # noqa: ASYNC110 - a set has no event for tests
+                await asyncio.sleep(0.01)
+        assert await bench.log.index.queued(9) == ["job"]
 
 
 @pytest.mark.parametrize("why", [Cancellation.REVOKED, Cancellation.SHUTDOWN, Cancellation.TIME_LIMIT])
@@ -343,9 +399,8 @@ async def test_a_job_that_redis_lost_before_it_was_parked_is_written_again(
 
 async def test_a_parked_jobs_log_that_is_lost_is_healed_by_the_next_claims_worker(bench: Bench) -> None:
     """What stood in it before the first delta is a snapshot of nothing."""
-    await park(
-        bench, request(deltas=200, rate=200, fault="status", status=429, retry_after="30", fail_first=1)
-    )
+    fault: dict[str, Any] = {"fault": "status", "status": 429, "retry_after": "30", "fail_first": 1}
+    await park(bench, request(deltas=200, rate=200, **fault))
     await due(bench)
     task = bench.start("job")
     await bench.deltas("job", 5)
@@ -384,7 +439,7 @@ async def test_a_job_goes_to_the_upstream_of_its_model(redis_url: str) -> None:
 
 async def test_a_model_that_no_upstream_has_is_the_requests_fault(redis_url: str) -> None:
     """Where each lists its own; nobody is asked."""
-    upstreams = [Upstream(name="other", base_url="http://127.0.0.1:1/v1", models=["m1"])]
+    upstreams = [Upstream(name="other", base_url=NOWHERE, models=["m1"])]
     async with open_bench(redis_url, upstreams=upstreams) as bench:
         assert await bench.run("job", request()) == Outcome("failed", "unknown_model")
         [*_, last] = events = await bench.ended("job")
@@ -457,11 +512,9 @@ async def test_relays_are_told_which_models_there_are(redis_url: str) -> None:
     async with Gateway(rate=0) as gateway, open_bench(redis_url) as bench:
         upstreams = Upstreams(
             [
-                Upstream(
-                    name="first", base_url="http://127.0.0.1:1/v1", models=["m1"], aliases={"fast": "m1"}
-                ),
+                Upstream(name="first", base_url=NOWHERE, models=["m1"], aliases={"fast": "m1"}),
                 Upstream(name="open", base_url=gateway.base_url),
-                Upstream(name="away", base_url="http://127.0.0.1:1/v1"),
+                Upstream(name="away", base_url=NOWHERE),
             ]
         )
         catalogue = Catalogue(bench.executor, Keys(), upstreams, bench.client)
@@ -485,7 +538,7 @@ async def test_a_list_of_models_that_makes_no_sense_is_none(redis_url: str) -> N
             return answer
 
     async with open_bench(redis_url) as bench:
-        upstreams = Upstreams([Upstream(name="open", base_url="http://127.0.0.1:1/v1")])
+        upstreams = Upstreams([Upstream(name="open", base_url=NOWHERE)])
         catalogue = Catalogue(bench.executor, Keys(), upstreams, Client())  # type: ignore[arg-type]
         async with in_background(catalogue.keep()), asyncio.timeout(DEADLINE_S):
             while not (models := await read_models(bench.executor, Keys())):  # noqa: ASYNC110 - as above
