@@ -69,9 +69,9 @@ class SseDecoder:
                 self._add(b"")
             elif line.startswith(b"event:"):
                 self._is_error = line[6:].strip(b" ") == b"error"
-            elif line.startswith(b"error:"):
+            elif line.startswith(b"error:") and (said := line[6:].lstrip(b" ")).startswith(b"{"):
                 self._is_error = True
-                self._add(line[6:].lstrip(b" "))
+                self._add(said)
             if self._is_too_large:
                 break
         if self._size + len(self._line) > max_line:

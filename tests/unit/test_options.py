@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from deltawire.errors import WireError
 from deltawire.options import Options, check_request, parse_options
 
-DURATIONS = ("queue_timeout_s", "timeout_s", "first_delta_timeout_s", "idle_timeout_s", "retention_s")
+DURATIONS = (
+    *("queue_timeout_s", "timeout_s", "first_delta_timeout_s", "idle_timeout_s"),
+    *("retention_s", "max_retry_wait_s"),
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -34,6 +37,8 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
         idle_timeout_s=60,
         retention_s=3600,
         max_attempts=2,
+        max_retries=3,
+        max_retry_wait_s=600,
         restart="before_first_delta",
         upstream="default",
         tenant="default",
@@ -85,6 +90,13 @@ def test_the_ends_of_the_range_pass(name: str) -> None:
     """A day is allowed, and so is a fraction of a second."""
     for value in (86_400, 0.001):
         assert getattr(parse_options({name: value}), name) == value
+
+
+@pytest.mark.parametrize("retries", [-1, 11])
+def test_retries_are_none_to_ten(retries: int) -> None:
+    """Other numbers are refused by name; none is a number, too."""
+    assert refused({"max_retries": retries}).error.param == "options.max_retries"
+    assert parse_options({"max_retries": 0}).max_retries == 0
 
 
 @pytest.mark.parametrize("attempts", [0, -1, 11])

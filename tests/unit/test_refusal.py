@@ -138,6 +138,18 @@ def test_only_an_error_object_is_read(body: bytes) -> None:
     assert refused(400, body).error.message == "the gateway refuses the request"
 
 
+def test_fields_that_a_gateway_does_not_take_are_named() -> None:
+    """As Mistral does, in FastAPI's shape; what was sent in them is not repeated."""
+    detail = [
+        {"type": "extra_forbidden", "loc": ["body", "tools", 0], "msg": "Extra inputs", "input": "private"},
+        {"type": "missing", "loc": ["body", "model"], "msg": "Field required"},
+        {"msg": 7},
+        "x",
+    ]
+    said = refused(422, json.dumps({"detail": detail}).encode()).error.message
+    assert said.endswith(": body.tools.0: Extra inputs; body.model: Field required")
+
+
 @pytest.mark.parametrize(
     "text",
     [

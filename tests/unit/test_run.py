@@ -31,6 +31,7 @@ def make_run(
         tenant="default",
         options=options,
         started_at=times.get("started_at"),
+        attempt_began_at=times.get("attempt_began_at"),
     )
     run = Run("job", 1, record)
     flusher = Flusher("redis://127.0.0.1:1/0", Keys())
@@ -101,6 +102,55 @@ async def test_an_idle_deadline_shorter_than_the_first_ones_is_armed_by_the_firs
     run = make_run(first_delta_timeout_s=3_600, idle_timeout_s=1, timeout_s=7_200)
     assert await stream(run, 0.5) == pytest.approx(1.5)
     assert run.cause == DeadlinePassed("idle_timeout")
+
+
+@virtual_time
+async def test_while_the_upstream_is_not_asked_its_clock_stands() -> None:
+    """It has its whole time whenever it is asked again; the attempt's own goes on."""
+    run = make_run(first_delta_timeout_s=10, timeout_s=60)
+    async with run:
+        await asyncio.sleep(9)
+        for _ in range(2):
+            with run.not_asking():
+                await asyncio.sleep(15)
+            await asyncio.sleep(9)
+        await asyncio.sleep(86_400)
+    assert now() == pytest.approx(58)
+    assert run.cause == DeadlinePassed("first_delta_timeout")
+
+    late = make_run(first_delta_timeout_s=10, timeout_s=20)
+    async with late:
+        with late.not_asking():
+            await asyncio.sleep(86_400)
+    assert now() == pytest.approx(78)
+    assert late.cause == DeadlinePassed("total_timeout")
+
+
+@virtual_time
+async def test_an_upstream_that_has_said_all_has_five_seconds_to_end() -> None:
+    """Or its idle time-out, where that is shorter."""
+    for idle_timeout_s, end_s in ((60, 7), (3, 5)):
+        began = now()
+        run = make_run(idle_timeout_s=idle_timeout_s, timeout_s=600)
+        async with run:
+            await asyncio.sleep(2)
+            run.saw_delta(time.time())
+            run.saw_all()
+            await asyncio.sleep(86_400)
+        assert now() - began == pytest.approx(end_s)
+        assert run.cause == DeadlinePassed("idle_timeout")
+
+
+@virtual_time
+async def test_an_attempt_that_was_parked_has_the_rest_of_its_time() -> None:
+    """Its clock went on; that of the first delta did not."""
+    run = make_run(timeout_s=60, first_delta_timeout_s=50, attempt_began_at=time.time() - 20)
+    assert run.left_s == pytest.approx(40, abs=1)
+    assert run.began_at == pytest.approx(time.time() - 20, abs=1)
+    async with run:
+        await asyncio.sleep(86_400)
+    assert now() == pytest.approx(40, abs=1)
+    assert run.cause == DeadlinePassed("total_timeout")
 
 
 @virtual_time

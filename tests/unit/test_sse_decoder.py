@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deltawire.sse_decoder import EventTooLargeError, SseDecoder
+from deltawire.sse_decoder import ErrorData, EventTooLargeError, SseDecoder
 from tests.support.recorded_streams import RECORDED
 
 BOM = b"\xef\xbb\xbf"
@@ -33,6 +33,21 @@ def reference(stream: bytes) -> list[bytes]:
         if field == b"data":
             buffer += value.removeprefix(b" ") + b"\n"
     return payloads
+
+
+def test_an_event_of_type_error_is_told_apart() -> None:
+    """`event: error`, and llama.cpp's field `error`; whichever line comes first, and for that event alone."""
+    stream = (
+        b"data: a\n\nevent: error\ndata: b\n\ndata: c\n\ndata: d\nevent:error\n\nevent: errors\ndata: e\n\n"
+        b'error: {"code":1}\n\nerror: no object\n\nevent: error\nevent: message\ndata: f\n\n'
+        b"event: error\n\ndata: g\n\n"
+    )
+    payloads = decode(stream)
+    assert payloads == [b"a", b"b", b"c", b"d", b"e", b'{"code":1}', b"f", b"g"]
+    assert [payload for payload in payloads if isinstance(payload, ErrorData)] == [b"b", b"d", b'{"code":1}']
+    assert [type(payload) for payload in decode(*(bytes([byte]) for byte in stream))] == [
+        type(payload) for payload in payloads
+    ]
 
 
 def decode(*parts: bytes, max_event_bytes: int = 262_144) -> list[bytes]:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -14,14 +14,11 @@ from deltawire.errors import WireError
 from deltawire.events import InProgress, Retrying
 from deltawire.fold import Fold
 
-from .refusal import UpstreamError, said_in_stream
+from .refusal import UpstreamError
 from .retry import Budget, GiveUp, Park, decide
 from .run import Refused, Run
 from .upstream import Stream, UpstreamClient, request_body
 from .upstreams import Upstream, Upstreams
-
-_FAILED: Final = frozenset({"error", "insufficient_system_resource"})
-"""What OpenRouter and Mistral, and DeepSeek, give as a finish_reason where a stream has failed."""
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +90,13 @@ class Asker:
         """Asks once."""
         upstream = question.upstream
         async with self._place(run, upstream):
-            run.asked = question.request
+            run.was_asked = True
             try:
                 async with self._client.open(upstream, body, job_id=run.job_id) as stream:
                     await self._read(run, stream)
             except UpstreamError as error:
                 if error.is_refusal and run.first_delta_at is None:
-                    run.asked = None
+                    run.was_asked = False
                 return error
             finally:
                 run.upstream_closed_at = time.time()
@@ -143,8 +140,6 @@ class Asker:
         fold = run.fold
         if fold.is_empty:
             return UpstreamError("upstream_eof", "the gateway ended the stream before its first delta")
-        if not _FAILED.isdisjoint(fold.finish_reasons()):
-            return said_in_stream(None)
         if stream.is_done and upstream.done_completes and not is_finished(fold):
             chunk = _stopped(fold)
             fold.add(chunk)

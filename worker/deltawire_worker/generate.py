@@ -252,7 +252,7 @@ class Generator:
             ending = AsFailed(question, "request")
         elif isinstance(decision, End):
             ending = as_lost(decision.code)
-            run.asked = read_request(run.record.request)  # as far as anybody knows
+            run.was_asked = True  # as far as anybody knows
         elif run.attempt == 1 and time.time() > run.record.queue_deadline:
             ending = as_queue_timeout()
         elif await self._abandonment.waited_unwatched(run):
@@ -319,7 +319,7 @@ class Generator:
         """Writes the terminal event, unless the log has another owner by now."""
         code: AppendCode = "STALE"
         request = read_request(run.record.request)
-        was_asked = run.asked is not None or not run.fold.is_empty
+        was_asked = run.was_asked or not run.fold.is_empty
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while ending is not None:

@@ -137,9 +137,21 @@ def error_in_chunk(chunk: dict[str, Any]) -> Any:
 
 def _error_in(body: bytes) -> Any:
     try:
-        return error_object(msgspec.json.decode(body))
+        answer = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
+    return error_object(answer) or _not_valid(answer)
+
+
+def _not_valid(answer: Any) -> dict[str, str] | None:
+    """FastAPI's answer to a body with wrong fields, which Mistral's and vLLM's are, as an error object."""
+    fields = answer.get("detail") if isinstance(answer, dict) else None
+    said = []
+    for field in fields if isinstance(fields, list) else ():
+        where, what = (field.get("loc"), field.get("msg")) if isinstance(field, dict) else (None, None)
+        if isinstance(where, list) and isinstance(what, str):
+            said.append(f"{'.'.join(map(str, where))}: {what}")
+    return {"message": "; ".join(said)} if said else None
 
 
 def _refused(

@@ -67,8 +67,8 @@ class Run:
         self.first_delta_at: float | None = None
         self.retries = record.retries
         self.is_parked = False
-        self.asked: dict[str, Any] | None = None
-        """The request, once an upstream has it and has not refused it: so long it is to be paid for."""
+        self.was_asked = False
+        """Whether the upstream was, and has not refused: what it was asked is paid."""
         self.unanswered_renewals = 0
         self._is_listening = True
         self._streaming: asyncio.Task[object] | None = None

@@ -77,26 +77,24 @@ class Stream:
                 if not isinstance(head, bytes):
                     yield [head]
                     return
-                batch, ending = self._read(head)
-                while True:
+                data: bytes | None = head
+                ending: bytes | UpstreamError | None = None
+                while data is not None and ending is None:
+                    batch, ending = self._read(data)
                     if batch:
                         self._has_chunks = True
                         yield batch
-                    if isinstance(ending, UpstreamError):
-                        raise ending
-                    if ending is DONE:
-                        self.is_done = True
-                        await _drain(source)
-                        return
-                    batch, ending = self._read(await anext(source))
-            except StopAsyncIteration:
-                pass
+                    if ending is None:
+                        data = await anext(source, None)
+                if ending is None:
+                    ending = self._read(b"")[1]  # an event that was too large says so at the next look
+                if isinstance(ending, UpstreamError):
+                    raise ending
+                if ending is DONE:
+                    self.is_done = True
+                    await _drain(source)
             except httpx.RequestError:
-                # The connection broke: the caller judges by what has come so far, as with a clean end.
-                return
-        _, ending = self._read(b"")  # an event that was too large says so at the next look
-        if isinstance(ending, UpstreamError):
-            raise ending
+                pass  # the connection broke: the caller judges by what has come so far, as with a clean end
 
     async def _head(self, source: AsyncIterator[bytes]) -> bytes | Chunk | None:
         """The first bytes of an event stream, or the chunk that an answer in one piece amounts to.

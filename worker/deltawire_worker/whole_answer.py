@@ -9,7 +9,7 @@ from .refusal import error_object
 Form = Literal["events", "whole", "other"]
 
 _BOM: Final = b"\xef\xbb\xbf"
-_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
 def form_of(head: bytes, media_type: str) -> Form | None:
