@@ -27,6 +27,7 @@ def decision(failure: UpstreamError, **given_: Any) -> Wait | Park | GiveUp:
         "max_retries": 3,
         "max_wait_s": 600.0,
         "left_s": 600.0,
+        "queue_left_s": 600.0,
         "budget": Budget(),
         "jitter": 1.0,
     }
@@ -97,7 +98,8 @@ def test_retry_after_says_when_and_a_long_wait_gives_the_slot_back() -> None:
     """Never earlier than told; a tenth later at the most."""
     assert decision(error(429, Retry_After="7"), jitter=0.0) == Wait(7.0)
     assert decision(error(429, Retry_After="7"), jitter=1.0) == Wait(7.7)
-    assert decision(error(503, Retry_After="0"), jitter=1.0) == Wait(0.0)
+    assert decision(error(503, Retry_After="0"), jitter=1.0) == Wait(0.5)
+    assert decision(error(503, retry_after_ms="20"), jitter=0.0) == Wait(0.02)
     assert decision(error(429, Retry_After=f"{MAX_SLEEP_S:.0f}"), jitter=0.0) == Wait(MAX_SLEEP_S)
     assert decision(error(429, Retry_After="30"), jitter=0.0) == Park(30.0)
 
@@ -116,6 +118,12 @@ def test_a_wait_that_the_jobs_time_does_not_allow_is_no_wait() -> None:
     assert decision(error(429, Retry_After="20"), left_s=20.0) == GiveUp()
     assert decision(error(), left_s=0.5) == GiveUp()
     assert decision(error(), left_s=0.6) == Wait(0.5)
+
+
+def test_the_time_in_the_queue_bounds_what_is_waited_there() -> None:
+    """A job that a worker has taken in the last moment may sleep all the same."""
+    assert decision(error(429, Retry_After="20"), queue_left_s=20.0) == GiveUp()
+    assert decision(error(429, Retry_After="5"), queue_left_s=-1.0) == Wait(5.5)
 
 
 def test_a_dead_gateway_gets_a_burst_and_then_no_more_than_its_jobs() -> None:
@@ -146,6 +154,8 @@ def test_a_rate_limit_that_says_when_it_ends_costs_nothing() -> None:
     budget = Budget()
     answers = [decision(error(429, Retry_After="5"), budget=budget) for _ in range(500)]
     assert GiveUp() not in answers
+    at_once = [decision(error(429, Retry_After="0"), budget=budget) for _ in range(500)]
+    assert at_once.count(GiveUp()) == 500 - Budget.MAX_TOKENS
 
 
 @given(
@@ -179,8 +189,8 @@ def test_whatever_is_decided_is_within_the_bounds(
         assert what.delay_s <= left_s + 0.001
         assert what.delay_s >= (retry_after or 0) - 0.001
         assert (retry_after or 0) <= max_wait_s
-        assert (what.delay_s > MAX_SLEEP_S) == isinstance(what, Park)
-        assert retry_after is not None or what.delay_s <= MAX_BACKOFF_S
+        assert what.delay_s >= MAX_SLEEP_S if isinstance(what, Park) else what.delay_s <= MAX_SLEEP_S
+        assert retry_after or what.delay_s <= MAX_BACKOFF_S
 
 
 DATES = {

@@ -71,13 +71,19 @@ class Asker:
                     retries=run.retries,
                     max_retries=run.record.options.max_retries,
                     max_wait_s=run.record.options.max_retry_wait_s,
-                    left_s=min(run.left_s, run.record.queue_deadline - time.time()),
+                    left_s=run.left_s,
+                    queue_left_s=run.record.queue_deadline - time.time(),
                     budget=budget,
                     jitter=random.random(),  # noqa: S311 - jitter
                 )
                 if isinstance(decision, GiveUp):
                     break
                 run.retries += 1
+                _log.info(
+                    "%s: %s; asking again in %.1f s",
+                    *(upstream.name, failure.code, decision.delay_s),
+                    extra={"job_id": run.job_id, "attempt": run.attempt},
+                )
                 run.put(Retrying, next_try=run.retries + 1, reason=failure.code, delay_s=decision.delay_s)
                 if isinstance(decision, Park):
                     failure = decision

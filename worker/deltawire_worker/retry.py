@@ -13,6 +13,7 @@ FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 8.0
 MAX_SLEEP_S: Final = 10.0
 """Longer waits are not slept through in a worker's slot."""
+FREE_FROM_S: Final = 1.0
 RETRIES_AFTER_GATEWAY_TIMEOUT: Final = 2
 """A 504 has cost its time already."""
 
@@ -65,13 +66,15 @@ def decide(
     max_retries: int,
     max_wait_s: float,
     left_s: float,
+    queue_left_s: float,
     budget: Budget,
     jitter: float,
 ) -> Wait | Park | GiveUp:
-    """What follows a failure, after so many retries, with so much time left for the job.
+    """What follows a failure, after so many retries, with so much time left for the attempt, and in the queue.
 
     Where the gateway says when to come again, that is when, or up to a tenth later, so that the jobs that it
-    told so do not all come at once; else backoff doubles, jittered between half of it and all of it.
+    told so do not all come at once; else, or where it says "now", backoff doubles, jittered between half of it
+    and all of it.
     `jitter` is a random number from 0 to 1. Takes from the budget what it decides to spend; a rate limit that
     says when it ends is no sign of a gateway in trouble, and costs nothing.
     """
@@ -80,15 +83,16 @@ def decide(
         max_retries = min(max_retries, RETRIES_AFTER_GATEWAY_TIMEOUT)
     if not may_retry or retries >= max_retries:
         return GiveUp()
-    after_s = error.error.retry_after_s
-    if after_s is not None:
+    after_s = error.error.retry_after_s or 0.0
+    if after_s > 0:
         delay_s = after_s * (1 + jitter / 10)
     else:
         delay_s = min(FIRST_BACKOFF_S * 2**retries, MAX_BACKOFF_S) * (1 + jitter) / 2
-    if (after_s or 0) > max_wait_s or delay_s >= left_s:
+    is_long = delay_s > MAX_SLEEP_S
+    if after_s > max_wait_s or delay_s >= left_s or (is_long and delay_s >= queue_left_s):
         return GiveUp()
-    is_told = error.code == "upstream_rate_limit" and after_s is not None
+    is_told = error.code == "upstream_rate_limit" and after_s >= FREE_FROM_S
     if not is_told and not budget.take():
         return GiveUp()
     delay_s = round(delay_s, 3)
-    return Park(delay_s) if delay_s > MAX_SLEEP_S else Wait(delay_s)
+    return Park(delay_s) if is_long else Wait(delay_s)
