@@ -19,6 +19,8 @@ _any_decoder: Final = msgspec.json.Decoder()
 _NUMBER: Final = b'"sequence_number":'
 MAX_DEPTH: Final = 100
 _TYPE_AT: Final = len(b'{"type":"')
+_CHUNK: Final = b',"chunk":'
+_DELTA: Final = b'{"type":"delta",'
 _SNAPSHOT: Final = b'{"type":"snapshot",'
 _TERMINAL: Final = frozenset(status.encode() for status in TERMINAL_STATUSES)
 
@@ -96,6 +98,16 @@ def sequence_number_of(line: bytes) -> int:
 def type_of(line: bytes) -> bytes:
     """The event's type, read by position: b"delta"."""
     return line[_TYPE_AT : line.index(b'"', _TYPE_AT)]
+
+
+def is_delta(line: bytes) -> bool:
+    """Whether the line is a delta."""
+    return line.startswith(_DELTA)
+
+
+def chunk_of(delta: bytes) -> bytes:
+    """The upstream's own bytes in a delta, read by position: the chunk is its last field."""
+    return delta[delta.index(_CHUNK) + len(_CHUNK) : -1]
 
 
 def is_terminal(line: bytes) -> bool:

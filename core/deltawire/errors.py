@@ -71,13 +71,15 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "forbidden": ErrorKind(_PERMISSION, 403, close_code=CloseCode.FORBIDDEN),
     "origin_not_allowed": ErrorKind(_PERMISSION, 403, close_code=CloseCode.FORBIDDEN),
     "not_found": ErrorKind(_NOT_FOUND, 404),
+    "model_not_found": ErrorKind(_NOT_FOUND, 404),
     "unknown_job": ErrorKind(_NOT_FOUND, 404, close_code=CloseCode.UNKNOWN_JOB),
     # Ours, or what we stand on.
     "redis_unavailable": ErrorKind(_SERVER, 503, retryable=True),
     "queue_unavailable": ErrorKind(_SERVER, 503, retryable=True),
     "shutting_down": ErrorKind(_SERVER, 503, retryable=True, close_code=CloseCode.DRAINING),
     "internal_error": ErrorKind(_SERVER, 500, retryable=True, close_code=CloseCode.INTERNAL),
-    # How a job can fail.
+    # How a job can end without its completion.
+    "cancelled": ErrorKind(_INVALID, 409),
     "queue_timeout": ErrorKind(_SERVER, 504, retryable=True),
     "worker_lost": ErrorKind(_SERVER, 502, retryable=True),
     "worker_shutdown": ErrorKind(_SERVER, 503, retryable=True),

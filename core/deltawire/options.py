@@ -51,10 +51,13 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
     except msgspec.ValidationError as error:
         raise WireError("invalid_request", f"options: {error}", param="options") from error
     for name in (field for field in Options.__struct_fields__ if field.endswith("_s")):
-        if not 0 < getattr(options, name) <= MAX_DURATION_S:
+        value = getattr(options, name)
+        may_be_0 = name == "abandon_grace_s"
+        if not (0 < value <= MAX_DURATION_S or (may_be_0 and value == 0)):
             raise WireError(
                 "invalid_request",
-                f"options.{name} must be above 0 and at most {MAX_DURATION_S:.0f} seconds",
+                f"options.{name} must be {'0 or more' if may_be_0 else 'above 0'} and at most "
+                f"{MAX_DURATION_S:.0f} seconds",
                 param=f"options.{name}",
             )
     for name, minimum in (("max_attempts", 1), ("max_retries", 0)):

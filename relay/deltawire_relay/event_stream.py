@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -24,8 +25,8 @@ HEADERS: Final = {
 }
 
 
-class EventStream:
-    """A sink that gathers bytes until the response sends them. It takes one batch; while it sends, none."""
+class ByteStream:
+    """Gathers bytes until the response sends them. It takes one batch; while it sends, none."""
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
@@ -40,21 +41,6 @@ class EventStream:
     def write(self, data: bytes) -> None:
         self._pending.append(data)
         self._wake.set()
-
-    def write_batch(self, batch: Batch) -> None:
-        self.write(batch.event_stream)
-
-    def write_message(self, message: msgspec.Struct) -> None:
-        # Control messages carry no id, so that they do not move the client's position; a snapshot does.
-        number = message.sequence_number if isinstance(message, Snapshot) else None
-        self.write(event_stream_message(msgspec.json.encode(message), number))
-
-    def ended(self, _: Subscriber) -> None:
-        self.end()
-
-    def refused(self, subscriber: Subscriber, error: WireError) -> None:
-        self.write_message(ErrorMessage(error=error.error, job_id=subscriber.hub.job_id))
-        self.end()
 
     def end(self) -> None:
         """What was written goes out, then the stream is over."""
@@ -74,6 +60,36 @@ class EventStream:
         self._pending.clear()
         return data
 
+    async def pour(self, data: bytes, subscriber: Subscriber, send: Send) -> None:
+        """Sends `data`, then what comes, until the stream is over, and ends the response."""
+        while data:
+            # A client that takes nothing is dropped by the connection (`flow.py`).
+            self.is_sending = True
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self.is_sending = False
+            subscriber.pump()
+            data = await self.take()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class EventStream(ByteStream):
+    """A sink that writes events with their numbers."""
+
+    def write_batch(self, batch: Batch) -> None:
+        self.write(batch.event_stream)
+
+    def write_message(self, message: msgspec.Struct) -> None:
+        # Control messages carry no id, so that they do not move the client's position; a snapshot does.
+        number = message.sequence_number if isinstance(message, Snapshot) else None
+        self.write(event_stream_message(msgspec.json.encode(message), number))
+
+    def ended(self, _: Subscriber) -> None:
+        self.end()
+
+    def refused(self, subscriber: Subscriber, error: WireError) -> None:
+        self.write_message(ErrorMessage(error=error.error, job_id=subscriber.hub.job_id))
+        self.end()
+
 
 class EventStreamResponse(Response):
     """Streams a subscriber's events until the terminal one, or until the client goes."""
@@ -86,24 +102,25 @@ class EventStreamResponse(Response):
         self._release = release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.create_task(_disconnected(receive), name="event-stream-disconnect")
-        gone.add_done_callback(lambda _: self._stream.end())
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            retry_ms = random.randint(1_000, 3_000)  # noqa: S311 - jitter
-            data = b"retry: %d\n\n" % retry_ms
-            while data:
-                # A client that takes nothing is dropped by the connection (`flow.py`).
-                self._stream.is_sending = True
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                self._stream.is_sending = False
-                self._subscriber.pump()
-                data = await self._stream.take()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            with until_gone(receive, self._stream.end):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                retry_ms = random.randint(1_000, 3_000)  # noqa: S311 - jitter
+                await self._stream.pour(b"retry: %d\n\n" % retry_ms, self._subscriber, send)
         finally:
-            gone.cancel()
             self._subscriber.close()
             self._release()
+
+
+@contextmanager
+def until_gone(receive: Receive, on_gone: Callable[[], None]) -> Iterator[None]:
+    """Calls `on_gone` when the client closes the connection meanwhile. The request's body has been read."""
+    gone = asyncio.create_task(_disconnected(receive), name="client-gone")
+    gone.add_done_callback(lambda _: on_gone())
+    try:
+        yield
+    finally:
+        gone.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

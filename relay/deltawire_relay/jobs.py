@@ -15,7 +15,7 @@ from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import is_job_id
 from deltawire.log import JobLog
 from deltawire.messages import CancelResult
-from deltawire.options import check_request, parse_options
+from deltawire.options import Options, check_request, parse_options
 from deltawire.outputs import parsed_again
 from deltawire.queue import TaskSender
 
@@ -52,25 +52,35 @@ class Jobs:
     async def create(
         self, body: dict[str, Any], principal: Principal, idempotency_key: str | None
     ) -> tuple[str, str]:
-        """Writes the record, then sends the message. Returns (job id, status).
-
-        With an idempotency key the id is a hash of tenant and key, and a repeat finds the first job;
-        raises `idempotency_conflict` where that one was asked for with another body.
-        """
+        """A job of the body `{request, options}`. Returns (job id, status). Raises WireError, as `submit`."""
         principal.require("submit")
         if unknown := set(body) - {"request", "options"}:
             raise WireError(
                 "invalid_request", "the body has the fields request and options", param=min(unknown)
             )
         request = check_request(body.get("request"))
-        tenant = principal.tenant or "default"
-        options = msgspec.structs.replace(parse_options(body.get("options"), from_http=True), tenant=tenant)
+        options = parse_options(body.get("options"), from_http=True)
+        job_id = self.new_id(principal, idempotency_key)
+        return job_id, await self.submit(job_id, request, options, principal)
+
+    @staticmethod
+    def new_id(principal: Principal, idempotency_key: str | None) -> str:
+        """With an idempotency key a hash of tenant and key, so that a repeat finds the first job."""
+        if idempotency_key is None:
+            return uuid.uuid4().hex
+        return hashlib.sha256(f"{_tenant(principal)}\0{idempotency_key}".encode()).hexdigest()
+
+    async def submit(
+        self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
+    ) -> str:
+        """Writes the record, then sends the message. Returns the job's status.
+
+        Raises `idempotency_conflict` where the job exists and was asked for with another body.
+        """
+        principal.require("submit")
+        options = msgspec.structs.replace(options, tenant=_tenant(principal))
         encoded = msgspec.json.encode(request)
         digest = hashlib.sha256(msgspec.json.encode([request, options], order="sorted")).hexdigest()
-        if idempotency_key is None:
-            job_id = uuid.uuid4().hex
-        else:
-            job_id = hashlib.sha256(f"{tenant}\0{idempotency_key}".encode()).hexdigest()
         submitted = await self._log.submit(
             job_id, request=encoded, options=options, digest=digest, created_at=time.time()
         )
@@ -84,7 +94,7 @@ class Jobs:
             # Also on a repeat: the first call may have died between record and message. Claims make a
             # second message harmless.
             await self._queue.enqueue(job_id)
-        return job_id, submitted.status
+        return submitted.status
 
     async def describe(self, job_id: str, principal: Principal) -> dict[str, Any]:
         """The job as `GET /v1/jobs/{id}` shows it; never the request.
@@ -116,10 +126,8 @@ class Jobs:
         last = await self._log.last(job_id) if record.is_terminal else None
         event = decode(last) if last else None
         if isinstance(event, TerminalEvent):
-            job.update(completion=event.completion, usage=event.usage, usage_source=event.usage_source)
-            job["timings"] = event.timings
-            if event.completion_url is not msgspec.UNSET:
-                job["completion"] = (await fold_pages(LogFold(), self._log.pages(job_id))).completion()
+            job.update(usage=event.usage, usage_source=event.usage_source, timings=event.timings)
+            job["completion"] = await self.completion(event)
             outputs = [] if isinstance(event.outputs, msgspec.UnsetType) else event.outputs
             job["outputs"] = parsed_again(outputs, job["completion"])
             if isinstance(event, Failed):
@@ -129,6 +137,12 @@ class Jobs:
             elif isinstance(event, Cancelled):
                 job["cancel"] = event.cancel
         return job
+
+    async def completion(self, event: TerminalEvent) -> dict[str, Any] | None:
+        """The completion of a job that has ended, from its log where it is too large for the event."""
+        if event.completion_url is msgspec.UNSET:
+            return event.completion
+        return (await fold_pages(LogFold(), self._log.pages(event.job_id))).completion()
 
     async def cancel(
         self, job_id: str, principal: Principal, *, reason: str, request_id: str | None = None
@@ -158,6 +172,10 @@ class Jobs:
             cancelled_from=None if cancellation.cancelled_from == "unknown" else cancellation.cancelled_from,
             delivered=delivered,
         )
+
+
+def _tenant(principal: Principal) -> str:
+    return principal.tenant or "default"
 
 
 class CeleryQueue:

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from typing import Final
+from typing import Final, Protocol
 
 import uvicorn
 
@@ -21,13 +21,14 @@ from deltawire.sweeper import Sweeper
 
 from .auth import Gate
 from .commands import Commands
-from .event_stream import say_goodbye
 from .feed import Feed
 from .health import UNREADY_AFTER_S, Health
+from .http_app import http_app
 from .http_protocol import HttpProtocol
 from .hubs import Hubs
 from .jobs import CeleryQueue, Jobs
 from .jobs_api import JobsApi
+from .openai_api import Models, OpenAIApi
 from .settings import Settings
 from .standby import Standby
 from .websocket import WebSocketDoor
@@ -38,17 +39,21 @@ MARK_TIMEOUT_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
+class _Door(Protocol):
+    async def drain(self, window_s: float) -> None:
+        """Lets those that it serves go, within the window."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with our own drain before its shutdown: it knows neither WebSockets nor endless streams."""
 
     def __init__(
-        self, config: uvicorn.Config, health: Health, standby: Standby, door: WebSocketDoor, api: JobsApi
+        self, config: uvicorn.Config, health: Health, standby: Standby, doors: Sequence[_Door]
     ) -> None:
         super().__init__(config)
         self._health = health
         self._standby = standby
-        self._door = door
-        self._api = api
+        self._doors = doors
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -76,9 +81,7 @@ class _Server(uvicorn.Server):
         with suppress(RedisUnavailableError, TimeoutError):
             async with asyncio.timeout(MARK_TIMEOUT_S):
                 await self._standby.mark_watched()
-        for stream in tuple(self._api.event_streams):
-            say_goodbye(stream, DRAIN_WINDOW_S)
-        await self._door.drain(DRAIN_WINDOW_S)
+        await asyncio.gather(*(door.drain(DRAIN_WINDOW_S) for door in self._doors))
         await super().shutdown(sockets)
 
 
@@ -105,12 +108,14 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         jobs = Jobs(log, hubs, CeleryQueue(sender))
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         api = JobsApi(settings, gate, hubs, jobs, health)
-        door = WebSocketDoor(gate, hubs, jobs)
+        models = Models(log.scripts, keys)
+        openai = OpenAIApi(gate, hubs, jobs, models, abandon_grace_s=settings.chat_abandon_grace_s)
+        websockets = WebSocketDoor(gate, hubs, jobs)
         config = uvicorn.Config(
-            api.app(),
+            http_app([*api.routes(), *openai.routes()], gate, settings.allowed_origins),
             host=settings.host,
             port=settings.port,
-            ws=door,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
+            ws=websockets,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
             http=HttpProtocol,
             lifespan="off",
             log_config=None,
@@ -121,4 +126,4 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
             timeout_keep_alive=75,
             timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
         )
-        await _Server(config, health, standby, door, api).serve(list(sockets) or None)
+        await _Server(config, health, standby, [api, openai, websockets]).serve(list(sockets) or None)

@@ -5,6 +5,7 @@ import msgspec
 from deltawire.api_keys import ApiKey, parse_api_keys
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
+from deltawire.options import MAX_DURATION_S
 
 from .auth import is_loopback
 
@@ -18,6 +19,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str = ""
     allowed_origins: tuple[str, ...] = ()
     api_keys: tuple[ApiKey, ...] = ()
+    chat_abandon_grace_s: float | None = 2.0  # None: never
     log_format: str = "text"
     log_level: str = "info"
 
@@ -40,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             public_url=environment.text("DELTAWIRE_PUBLIC_URL").rstrip("/"),
             allowed_origins=environment.words("DELTAWIRE_ALLOWED_ORIGINS"),
             api_keys=parse_api_keys(environment.secret("DELTAWIRE_API_KEYS")),
+            chat_abandon_grace_s=_grace_s(environment, "DELTAWIRE_CHAT_ABANDON_GRACE_S", 2.0),
             log_format=environment.choice("DELTAWIRE_LOG_FORMAT", "text", LOG_FORMATS),
             log_level=environment.choice("DELTAWIRE_LOG_LEVEL", "info", LOG_LEVELS),
         )
@@ -49,3 +52,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS, or set DELTAWIRE_HOST=127.0.0.1"
             )
         return settings
+
+
+def _grace_s(environment: Environment, name: str, default: float) -> float | None:
+    if environment.text(name) == "never":
+        return None
+    value = environment.number(name, default)
+    if value > MAX_DURATION_S:
+        raise ConfigurationError(f"{name} must be at most {MAX_DURATION_S:.0f}, or never")
+    return value

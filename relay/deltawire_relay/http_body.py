@@ -1,0 +1,44 @@
+"""What HTTP requests carry, read with bounds: a JSON body, a key that names the job."""
+
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+
+from deltawire.errors import WireError
+
+MAX_BODY_BYTES: Final = 10_485_760
+MAX_KEY_CHARACTERS: Final = 255
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Raises WireError."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= MAX_KEY_CHARACTERS:
+        raise WireError(
+            "invalid_request", "an Idempotency-Key has 1 to 255 characters", param="Idempotency-Key"
+        )
+    return key
+
+
+async def json_object(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """The body. Raises WireError for another media type (a form on another site, say), size or shape."""
+    body = bytearray()
+    if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
+        raise WireError("request_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise WireError("request_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
+    if not body and may_be_empty:
+        return {}
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise WireError("unsupported_media_type", "send Content-Type: application/json")
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError("invalid_json", f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise WireError("invalid_request", "the body must be a JSON object")
+    return value
