@@ -340,12 +340,26 @@ class JobLog:
             values = await self.scripts.execute("MGET", *keys)
         return [job_id for job_id, value in zip(job_ids, values, strict=True) if value is not None]
 
+    async def listened_to(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs to which some relay listens: one call for all (on a cluster one for each)."""
+        if not job_ids:
+            return set()
+        channels = [self.keys.job(job_id).channel for job_id in job_ids]
+        if self.keys.is_sharded:
+            asked = [self.scripts.execute("PUBSUB", "SHARDNUMSUB", channel) for channel in channels]
+            replies = await asyncio.gather(*asked)
+        else:
+            replies = [await self.scripts.execute("PUBSUB", "NUMSUB", *channels)]
+        listeners = [count for reply in replies for count in reply[1::2]]
+        return {job_id for job_id, count in zip(job_ids, listeners, strict=True) if count}
+
     async def is_watched(self, job_id: str) -> bool:
         """Whether some relay listens to the job's channel, or has said that it watches without listening."""
-        keys = self.keys.job(job_id)
-        numsub = "SHARDNUMSUB" if self.keys.is_sharded else "NUMSUB"
-        listeners = await self.scripts.execute("PUBSUB", numsub, keys.channel)
-        return bool(listeners[1]) or bool(await self.scripts.execute("EXISTS", keys.watched))
+        return bool(await self.listened_to([job_id])) or await self.is_marked_watched(job_id)
+
+    async def is_marked_watched(self, job_id: str) -> bool:
+        """Whether a relay that does not listen has said that it watches."""
+        return bool(await self.scripts.execute("EXISTS", self.keys.job(job_id).watched))
 
     async def mark_watched(self, job_id: str) -> None:
         """Says so for WATCHED_TTL_S."""

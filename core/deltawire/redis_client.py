@@ -74,6 +74,8 @@ def _key_of(args: tuple[str | bytes | float, ...]) -> str | bytes | None:
     match args[0]:
         case "PUBLISH":
             return None
+        case "PUBSUB":
+            position = 2  # behind what is asked for
         case "EVAL" | "EVALSHA":
             position = 3  # behind the script and the number of its keys
         case "XREAD":

@@ -415,6 +415,19 @@ async def test_a_queued_job_whose_log_was_evicted_ends_with_a_whole_log(job_log:
     assert decode(lines[-1]).sequence_number == 2
 
 
+async def test_who_is_listened_to(job_log: OpenedLog) -> None:
+    """A subscription counts on whichever server it is, and is no other job's; a mark counts, too (§2.5)."""
+    await job_log.mark_watched("marked")
+    async with job_log.client.pubsub() as channel:
+        subscribe = channel.ssubscribe if job_log.keys.is_sharded else channel.subscribe
+        await subscribe("dw:{job}:events")
+        await channel.get_message(timeout=5)
+        assert await job_log.listened_to(["other", "job", "marked"]) == {"job"}
+        watched = [await job_log.is_watched(job_id) for job_id in ("other", "job", "marked")]
+    assert watched == [False, True, True]
+    assert await job_log.listened_to([]) == set()
+
+
 async def test_cancel_of_a_running_job_tells_its_worker(job_log: OpenedLog) -> None:
     """The owner's control channel gets the job's id and the key's value at once; the key says the same."""
     await running(job_log)

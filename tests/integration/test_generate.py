@@ -1353,12 +1353,9 @@ async def test_a_lost_connection_to_redis_abandons_nobody(
         assert await task == Outcome("completed")
 
 
-async def test_a_job_that_was_abandoned_in_the_queue_never_streams(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody pays for what nobody waits for."""
-    monkeypatch.setattr("deltawire_worker.abandonment.SETTLE_S", 0.2)
-    monkeypatch.setattr("deltawire_worker.abandonment.INTERVAL_S", 0.05)
+async def test_a_job_that_was_abandoned_in_the_queue_never_streams(bench: Bench) -> None:
+    """Nobody pays for what nobody waits for; relays need no time where Redis has not been away."""
+    bench.flusher.settled_at = 0
     await bench.submit("job", request(), created_at=time.time() - 10, **ABANDON)
     assert await bench.run("job") == Outcome("cancelled")
     assert (await bench.ended("job"))[-1]["cancel"]["upstream_closed_at"] is None
@@ -1387,3 +1384,44 @@ async def test_a_job_that_waited_long_and_is_watched_streams(bench: Bench) -> No
     await bench.submit("job", request(deltas=3), created_at=time.time() - 10, **ABANDON)
     async with watched(bench):
         assert await bench.run("job") == Outcome("completed")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param({"deltas": 10_000, "rate": 50}, id="talking"),
+        pytest.param({"deltas": 10_000, "first_delta_s": 60}, id="silent"),
+    ],
+)
+@pytest.mark.parametrize("grace_s", [0, 1])
+async def test_the_grace_is_kept_to_the_tenth_of_a_second(
+    bench: Bench, script: dict[str, Any], grace_s: float
+) -> None:
+    """Counted from when the last reader left, whatever the stream is doing then; 0 is at once."""
+    loop = asyncio.get_running_loop()
+    options = {"on_abandon": "cancel", "abandon_grace_s": grace_s}
+    async with watched(bench):
+        task = bench.start("job", request(**script), options)
+        await until(lambda: bench.gateway.records)
+        await asyncio.sleep(0.7)
+        assert not task.done()
+        left_at = loop.time()
+    assert await task == Outcome("cancelled")
+    closed_after_s = (await bench.ended("job"))[-1]["cancel"]["upstream_closed_at"] - time.time()
+    print(f"abandoned {loop.time() - left_at + closed_after_s:.3f} s after the last reader left")
+    assert loop.time() - left_at >= grace_s
+
+
+async def test_one_look_is_for_many_runs(bench: Bench) -> None:
+    """What nobody watches is asked about in one command, however many there are."""
+    async with watched(bench):
+        tasks = [
+            bench.start(job_id, request(deltas=1, first_delta_s=1), {"on_abandon": "cancel"})
+            for job_id in ("job", *(f"job-{n}" for n in range(20)))
+        ]
+        await until(lambda: len(bench.runs) == 21)
+        before = await bench.redis.info("commandstats")
+        await asyncio.gather(*tasks)
+    after = await bench.redis.info("commandstats")
+    looks = [stats.get("cmdstat_pubsub|numsub", {"calls": 0})["calls"] for stats in (before, after)]
+    assert looks[1] - looks[0] < 10

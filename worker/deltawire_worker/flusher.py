@@ -4,6 +4,7 @@ each primary. Nothing here, nor in `writer.py`, is awaited by the token loop.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ class Flusher:
         self._writers: set[JobWriter] = set()
         self._dirty: dict[JobWriter, None] = {}
         self._is_scheduled = False
+        self.settled_at = -math.inf
+        """Until then relays that Redis was away from, too, have time to subscribe again. Loop time."""
 
     @property
     def is_connected(self) -> bool:
@@ -136,7 +139,9 @@ class Flusher:
     async def _connected(self, _: RedisLink, connection: RedisConnection) -> None:
         for script in (APPEND, REWRITE, RENEW):
             await _load(connection, script)
-        asyncio.get_running_loop().call_soon(self._mark_all)
+        loop = asyncio.get_running_loop()
+        self.settled_at = loop.time() + SETTLE_S
+        loop.call_soon(self._mark_all)
 
     def _mark_all(self) -> None:
         settled_at = asyncio.get_running_loop().time() + SETTLE_S

@@ -70,6 +70,10 @@ class Run:
         self.was_asked = False
         """Whether the upstream was, and has not refused: what it was asked is paid."""
         self.unanswered_renewals = 0
+        self.looked_at = -math.inf
+        """When Redis was last asked whether somebody watches. Loop time, as below."""
+        self.unwatched_since: float | None = None
+        """Since when nobody was seen to watch; None: somebody was."""
         self._is_listening = True
         self._streaming: asyncio.Task[object] | None = None
         self._loop = asyncio.get_running_loop()

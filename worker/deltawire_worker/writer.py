@@ -86,6 +86,11 @@ class JobWriter:
         return self._acknowledged + len(self._events) + 1
 
     @property
+    def settled_at(self) -> float:
+        """See `Flusher.settled_at`."""
+        return self._flusher.settled_at
+
+    @property
     def is_ending(self) -> bool:
         """Whether the terminal event has been put."""
         return self._ended is not None
