@@ -1,6 +1,7 @@
 """What all HTTP routes have in common: the shape of answers and errors, CORS, Host and Origin checks."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ def error_answer(error: Error, status: int, headers: Mapping[str, str] | None = 
     response = json_answer(status, {"error": error}, headers)
     response.headers["X-Should-Retry"] = "true" if error.retryable else "false"
     if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         response.headers["Retry-After-Ms"] = str(round(error.retry_after_s * 1_000))
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

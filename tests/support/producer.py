@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import msgspec
+
 from deltawire.codec import DeltaEncoder, encode_terminal
 from deltawire.errors import Error
 from deltawire.events import (
@@ -29,6 +31,7 @@ from tests.support.sample_events import in_progress, line, queued, text_chunk
 
 REQUEST: Final = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 OWNER: Final = "producer"
+WAIT_S: Final = 10.0
 USAGE: Final = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
 
@@ -76,6 +79,14 @@ class ProducedJob:
         # As `submit` encoded it; its times may differ from the log's in the last digits.
         self.lines = await self._log.read(self.job_id, 0) or [line(queued(job_id=self.job_id))]
 
+    async def adopt(self) -> None:
+        """Waits for a job that somebody else submits, and claims it."""
+        async with asyncio.timeout(WAIT_S):
+            while not self.lines:
+                await asyncio.sleep(0.005)
+                self.lines = await self._log.read(self.job_id, 0)
+        await self.claim()
+
     async def claim(self) -> None:
         """Claims the job and appends `in_progress`; a job without a record gets one."""
         request = json.dumps(REQUEST).encode() if not self.lines else None
@@ -110,15 +121,21 @@ class ProducedJob:
         """Appends deltas, in one batch."""
         await self.append(self.encode_deltas(texts))
 
+    async def chunks(self, *chunks: bytes) -> None:
+        """Appends deltas of exactly these bytes, in one batch."""
+        numbered = enumerate(chunks, self.top + 1)
+        await self.append([self._encoder.encode(number, time.time(), chunk) for number, chunk in numbered])
+
     async def stream(self, batches: Iterable[Sequence[str]], pauses_s: Iterable[float] = (0.0,)) -> None:
         """Appends batch after batch, with the pauses between them (repeated as needed)."""
         for texts, pause_s in zip(batches, itertools.cycle(pauses_s), strict=False):
             await self.deltas(*texts)
             await asyncio.sleep(pause_s)
 
-    async def end(self, kind: str = "completed") -> None:
-        """Appends the terminal event of that type."""
-        await self.append([encode_terminal(self.terminal_event(kind))], terminal=kind)
+    async def end(self, kind: str = "completed", **fields: Any) -> None:
+        """Appends the terminal event of that type, with other fields where they are given."""
+        event = msgspec.structs.replace(self.terminal_event(kind), **fields)
+        await self.append([encode_terminal(event)], terminal=kind)
 
     def terminal_event(self, kind: str) -> TerminalEvent:
         fields: dict[str, Any] = {
