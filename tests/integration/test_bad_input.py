@@ -24,7 +24,7 @@ from tests.support.relay_process import Keyring, RelayProcess, relay_in_process
 class Case(NamedTuple):
     """One row. `answer` is the HTTP status, the close code, or "open": an error, and the socket goes on."""
 
-    door: Literal["POST /v1/jobs", "HTTP", "job paths", "event stream", "WebSocket"]
+    door: Literal["POST /v1/jobs", "OpenAI API", "HTTP", "job paths", "event stream", "WebSocket"]
     input: str
     answer: int | Literal["open"]
     code: str | None
@@ -35,6 +35,7 @@ class Case(NamedTuple):
 JOB = {"request": REQUEST}
 CLOSE_S = 3.0
 NESTED = '{"x":' * 10_000
+CHAT_PATH = "/v1/chat/completions"
 LARGE = {"request": {**REQUEST, "padding": "x" * 10_485_760}}
 
 
@@ -80,6 +81,7 @@ def subscribe(**fields: Any) -> dict[str, Any]:
 
 
 CREATE: Any = "POST /v1/jobs"
+CHAT: Any = "OpenAI API"
 ANY: Any = "HTTP"
 PATHS: Any = "job paths"
 STREAM: Any = "event stream"
@@ -126,6 +128,23 @@ CASES: list[Case] = [
     http(STREAM, "Last-Event-ID that is no number", 400, "invalid_request", method="GET", path="/v1/jobs/a/events", headers={"Last-Event-ID": "x"}),
     http(STREAM, "a mode that does not exist", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?mode=fast"),
     http(STREAM, "merge that is neither true nor false", 400, "invalid_request", method="GET", path="/v1/jobs/a/events?merge=perhaps"),
+    http(CHAT, "no body", 415, "unsupported_media_type", path=CHAT_PATH),
+    http(CHAT, "JSON sent as text/plain", 415, "unsupported_media_type", path=CHAT_PATH, body=REQUEST, headers={"Content-Type": "text/plain"}),
+    http(CHAT, "a body that is not JSON", 400, "invalid_json", path=CHAT_PATH, raw=b"{"),
+    http(CHAT, "a body that is no object", 400, "invalid_request", path=CHAT_PATH, body=[REQUEST]),
+    http(CHAT, "a body above 10 MiB", 413, "request_too_large", path=CHAT_PATH, body=LARGE["request"]),
+    http(CHAT, "no model", 400, "invalid_request", path=CHAT_PATH, body={"messages": [{}]}),
+    http(CHAT, "no messages", 400, "invalid_request", path=CHAT_PATH, body={"model": "m"}),
+    http(CHAT, "a stream that is neither true, false nor null", 400, "invalid_request", path=CHAT_PATH, body={**REQUEST, "stream": "yes"}),
+    http(CHAT, "stream_options that are no object", 400, "invalid_request", path=CHAT_PATH, body={**REQUEST, "stream_options": [1]}),
+    http(CHAT, "a deltawire that is no object", 400, "invalid_request", path=CHAT_PATH, body={**REQUEST, "deltawire": "fast"}),
+    http(CHAT, "an option that does not exist", 400, "unknown_option", path=CHAT_PATH, body={**REQUEST, "deltawire": {"speed": 1}}),
+    http(CHAT, "the option tenant", 400, "unknown_option", path=CHAT_PATH, body={**REQUEST, "deltawire": {"tenant": "other"}}),
+    http(CHAT, "the option restart: always", 400, "invalid_request", path=CHAT_PATH, body={**REQUEST, "deltawire": {"restart": "always"}}),
+    http(CHAT, "a grace below 0", 400, "invalid_request", path=CHAT_PATH, body={**REQUEST, "deltawire": {"abandon_grace_s": -1}}),
+    http(CHAT, "an empty Idempotency-Key", 400, "invalid_request", path=CHAT_PATH, body=REQUEST, headers={"Idempotency-Key": ""}),
+    http(CHAT, "a GET of completions", 405, "method_not_allowed", path=CHAT_PATH, method="GET"),
+    http(CHAT, "a model that nobody has", 404, "model_not_found", path="/v1/models/none/such", method="GET"),
     http(ANY, "a path that does not exist", 404, "not_found", method="GET", path="/v2/jobs"),
     http(ANY, "a WebSocket path without an upgrade", 404, "not_found", method="GET", path="/v1/ws"),
     http(ANY, "a method that the path does not have", 405, "method_not_allowed", method="PUT", path="/v1/jobs/a"),
@@ -138,6 +157,12 @@ CASES: list[Case] = [
     http(ANY, "a credential of another scheme", 401, "missing_credentials", body=JOB, key=None, headers={"Authorization": "Basic YTpi"}),
     http(ANY, "an unknown API key", 401, "invalid_credentials", body=JOB, key=None, headers={"Authorization": "Bearer dw_x"}),
     http(CREATE, "a key without the submit scope", 403, "forbidden", body=JOB, key="reader"),
+    http(CHAT, "no credential", 401, "missing_credentials", path=CHAT_PATH, body=REQUEST, key=None),
+    http(CHAT, "an unknown API key", 401, "invalid_credentials", path=CHAT_PATH, body=REQUEST, key="unknown"),
+    http(CHAT, "a key without the submit scope", 403, "forbidden", path=CHAT_PATH, body=REQUEST, key="reader"),
+    http(CHAT, "a key without the read scope", 403, "forbidden", path=CHAT_PATH, body=REQUEST, key="submitter"),
+    http(CHAT, "models: a key without the read scope", 403, "forbidden", path="/v1/models", method="GET", key="submitter"),
+    http(CHAT, "an Origin that is not allowed", 403, "origin_not_allowed", path=CHAT_PATH, body=REQUEST, headers={"Origin": "https://evil.example"}),
     http(PATHS, "a key without the read scope", 403, "forbidden", method="GET", path="/v1/jobs/a", key="submitter"),
     http(PATHS, "a key without the cancel scope", 403, "forbidden", path="/v1/jobs/a/cancel", key="reader"),
     http(STREAM, "a key without the read scope", 403, "forbidden", method="GET", path="/v1/jobs/a/events", key="submitter"),
