@@ -28,6 +28,7 @@ from .openai_errors import Failure
 from .subscriber import Subscriber
 
 MODELS_AGE_S: Final = 5.0
+MAX_RETRY_WAIT_S: Final = 10.0  # a client that is told `Retry-After` waits by itself, and tells its user
 
 
 class OpenAIApi:
@@ -41,9 +42,9 @@ class OpenAIApi:
         self._hubs = hubs
         self._jobs = jobs
         self._models = models
-        self._defaults: dict[str, Any] = {}
+        self._defaults: dict[str, Any] = {"max_retry_wait_s": MAX_RETRY_WAIT_S}
         if abandon_grace_s is not None:
-            self._defaults = {"on_abandon": "cancel", "abandon_grace_s": abandon_grace_s}
+            self._defaults |= {"on_abandon": "cancel", "abandon_grace_s": abandon_grace_s}
         self._is_draining = False
         self._open: dict[ChatStream | ChatAnswer, asyncio.Future[None]] = {}
 
@@ -63,7 +64,7 @@ class OpenAIApi:
             raise _shutting_down()
         job_id = self._jobs.new_id(principal, idempotency_key(request))
         sink = ChatStream(wants_usage=asked.wants_usage) if asked.is_streamed else ChatAnswer()
-        # It listens before there is anything to hear: a job of this door is watched from its first moment.
+        # It reads before there is anything to read: a job of this door is watched from its first moment.
         hub, release = await self._hubs.acquire(job_id)
         subscriber = Subscriber(hub, sink, tenant=principal.tenant)
 
@@ -74,9 +75,9 @@ class OpenAIApi:
 
         self._open[sink] = asyncio.get_running_loop().create_future()
         try:
-            await self._jobs.submit(job_id, asked.request, asked.options, principal)
             hub.subscribers.add(subscriber)
             await subscriber.open()
+            await self._jobs.submit(job_id, asked.request, asked.options, principal)
         except BaseException:
             close()
             raise

@@ -77,6 +77,13 @@ def test_over_http_the_credential_says_the_tenant() -> None:
     assert parse_options({"timeout_s": 1}, from_http=True).timeout_s == 1
 
 
+def test_a_grace_may_be_none_at_all() -> None:
+    """`abandon_grace_s: 0` is at once; below that it is as wrong as any duration."""
+    assert parse_options({"abandon_grace_s": 0}).abandon_grace_s == 0
+    error = refused({"abandon_grace_s": -0.1})
+    assert error.error.message == "options.abandon_grace_s must be 0 or more and at most 86400 seconds"
+
+
 @pytest.mark.parametrize("name", DURATIONS)
 @pytest.mark.parametrize("value", [0, -1, 86_400.5, float("nan"), float("inf"), float("-inf"), 1e300])
 def test_durations_are_above_zero_and_at_most_a_day(name: str, value: float) -> None:

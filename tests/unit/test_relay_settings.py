@@ -38,6 +38,7 @@ def test_every_variable_is_read() -> None:
         PUBLIC_URL="https://relay.example/",
         ALLOWED_ORIGINS="https://a.example, https://b.example",
         API_KEYS=ENTRY,
+        CHAT_ABANDON_GRACE_S="0.5",
         LOG_FORMAT="json",
         LOG_LEVEL="debug",
     )
@@ -45,7 +46,19 @@ def test_every_variable_is_read() -> None:
     assert (made.host, made.port, made.public_url) == ("localhost", 9000, "https://relay.example")
     assert made.allowed_origins == ("https://a.example", "https://b.example")
     assert [key.name for key in made.api_keys] == ["backend"]
+    assert made.chat_abandon_grace_s == 0.5
     assert (made.log_format, made.log_level) == ("json", "debug")
+
+
+def test_how_long_a_job_of_the_openai_api_outlives_its_readers() -> None:
+    """Two seconds unless the operator says otherwise: at once, later, never."""
+    assert settings().chat_abandon_grace_s == 2
+    assert settings(CHAT_ABANDON_GRACE_S="0").chat_abandon_grace_s == 0
+    assert settings(CHAT_ABANDON_GRACE_S="never").chat_abandon_grace_s is None
+    for text in ("-1", "86401", "soon", "nan"):
+        with pytest.raises(ConfigurationError) as caught:
+            settings(CHAT_ABANDON_GRACE_S=text)
+        assert "DELTAWIRE_CHAT_ABANDON_GRACE_S" in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "relay.example", "localhost.evil.com"])
