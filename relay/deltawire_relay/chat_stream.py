@@ -119,7 +119,7 @@ def is_usage_only(chunk: bytes) -> bool:
 
     It looks before it parses, since all others pass here, too.
     """
-    if b'"usage"' not in chunk or _HAS_CHOICE(chunk):
+    if b'"choices":[{' in chunk or b'"usage"' not in chunk or _HAS_CHOICE(chunk):
         return False
     value = msgspec.json.decode(chunk)
     return not value.get("choices") and isinstance(value.get("usage"), dict)

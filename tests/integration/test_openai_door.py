@@ -383,6 +383,7 @@ async def test_a_client_that_goes_away_is_a_reader_no_more(
         async with asyncio.timeout(WAIT_S):
             while await client.pubsub_numsub(channel) != [(channel.encode(), 0)]:  # noqa: ASYNC110 - Redis tells nobody
                 await asyncio.sleep(0.01)
+    assert "rror" not in relay.log  # it is no fault of anybody's
 
 
 async def test_the_same_key_is_the_same_job(relay: RelayProcess, jobs: Producer) -> None:
