@@ -62,8 +62,8 @@ class Abandonment:
 
         Relays that were cut off from Redis get as long to come back as in mid-stream.
         """
-        options = run.record.options
-        if options.on_abandon != "cancel" or time.time() - run.record.created_at <= options.abandon_grace_s:
+        waited_s = time.time() - run.record.created_at
+        if run.record.options.on_abandon != "cancel" or waited_s <= _grace_s(run):
             return False
         while run.cause is None:
             try:
@@ -83,10 +83,9 @@ def abandoned() -> CancelRequest:
 
 def _is_due(run: Run) -> bool:
     """Whether nobody has been seen to watch the run for a while, which may be its silence."""
-    options = run.record.options
-    if options.on_abandon != "cancel" or run.cause is not None:
+    if run.record.options.on_abandon != "cancel" or run.cause is not None:
         return False
-    pause_s = min(MAX_LOOK_S, max(MIN_LOOK_S, options.abandon_grace_s / LOOKS_IN_A_GRACE))
+    pause_s = min(MAX_LOOK_S, max(MIN_LOOK_S, _grace_s(run) / LOOKS_IN_A_GRACE))
     seen_at = max(run.writer.watched_at, run.looked_at)
     return asyncio.get_running_loop().time() - seen_at >= pause_s
 
@@ -101,4 +100,9 @@ def _is_over(run: Run, *, is_watched: bool) -> bool:
         return False
     if run.unwatched_since is None or run.unwatched_since < writer.watched_at:
         run.unwatched_since = now
-    return now - run.unwatched_since >= run.record.options.abandon_grace_s
+    return now - run.unwatched_since >= _grace_s(run)
+
+
+def _grace_s(run: Run) -> float:
+    """Never so short that one look decides: a relay may just be connecting again."""
+    return max(MIN_LOOK_S, run.record.options.abandon_grace_s)
