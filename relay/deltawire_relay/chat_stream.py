@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -125,10 +125,9 @@ def is_usage_only(chunk: bytes) -> bool:
     return not value.get("choices") and isinstance(value.get("usage"), dict)
 
 
-def _terminal(lines: Iterable[bytes]) -> TerminalEvent | None:
+def _terminal(lines: Sequence[bytes]) -> TerminalEvent | None:
     """The event that ends the job, if it is the last of the lines."""
-    *_, last = lines
-    event = decode(last) if is_terminal(last) else None
+    event = decode(lines[-1]) if is_terminal(lines[-1]) else None
     return event if isinstance(event, TerminalEvent) else None
 
 
