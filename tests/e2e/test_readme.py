@@ -82,3 +82,11 @@ async def test_curl_is_enough(system: System) -> None:
     job_id = json.loads(await run("bash", "-c", submit))["id"]
     assert '"type":"completed"' in await run("bash", "-c", follow.replace("JOB_ID", job_id))
     assert json.loads(await run("bash", "-c", cancel.replace("JOB_ID", job_id)))["status"] == "completed"
+
+
+async def test_an_openai_client_works(system: System) -> None:
+    """OpenAI's SDK and curl at the other door; the job that the SDK names is there."""
+    job, text = (await run(sys.executable, "-c", here(blocks("python")[2], system))).split("\n", 1)
+    assert HAIKU in text
+    assert check_whole(await watch(system, job.removeprefix("job ")))["type"] == "completed"
+    assert (await run("bash", "-c", here(blocks("sh")[1], system))).endswith("data: [DONE]\n\n")
