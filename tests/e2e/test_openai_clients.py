@@ -270,8 +270,10 @@ async def test_another_viewer_keeps_it_alive(system: System, client: AsyncOpenAI
     )
     job_id = answer.headers["x-job-id"]
     stream = answer.parse()
-    second = asyncio.create_task(watch(system, job_id, token=KEY))
-    await anext(aiter(stream))
+    is_there = asyncio.Event()
+    second = asyncio.create_task(watch(system, job_id, token=KEY, on_event=lambda _: is_there.set()))
+    await asyncio.wait_for(is_there.wait(), WAIT_S)
+    assert (await anext(stream)).choices
     await stream.close()
     assert (await second)[-1]["type"] == "completed"
     [record] = await gateway_records(system, job_id)
@@ -330,9 +332,12 @@ async def test_a_stream_is_cancelled_elsewhere(system: System, client: AsyncOpen
 
 
 async def test_the_models_are_listed(client: AsyncOpenAI) -> None:
-    """Those of the gateway, as OpenAI's objects."""
-    models = {model.id: model async for model in client.models.list()}
-    assert models["gpt-5.4"].object == "model"
+    """Those of the gateway, as OpenAI's objects, as soon as a worker has said them."""
+    models: dict[str, str] = {}
+    async with asyncio.timeout(WAIT_S):
+        while not models:
+            models = {model.id: model.object async for model in client.models.list()}
+    assert models["gpt-5.4"] == "model"
     assert (await client.models.retrieve("gpt-5.4")).id == "gpt-5.4"
     with pytest.raises(openai.NotFoundError) as raised:
         await client.models.retrieve("no-such-model")
@@ -419,3 +424,42 @@ async def test_what_breaks_in_mid_stream_raises(client: AsyncOpenAI, fault: str)
     assert HAIKU.startswith(said)
     assert raised.value.message
     assert raised.value.code
+
+
+ERRORS_IN_NODE = """
+import OpenAI from "openai";
+import { text } from "node:stream/consumers";
+const [at, bodies] = JSON.parse(await text(process.stdin));
+const client = new OpenAI({ apiKey: at[1], baseURL: at[0], maxRetries: 0 });
+const told = [];
+for (const body of bodies) {
+  let chunks = 0;
+  try {
+    for await (const chunk of await client.chat.completions.create(body)) chunks += chunk.choices.length;
+    told.push(["no error", chunks > 0]);
+  } catch (error) {
+    told.push([error.constructor.name, chunks > 0]);
+  }
+}
+process.stdout.write(JSON.stringify(told));
+"""
+
+
+async def test_the_node_sdk_raises_them_too(door: Endpoint) -> None:
+    """Before the first chunk by status, in mid-stream by the error object."""
+    faults: list[dict[str, Any]] = [
+        {"fault": "status", "status": 429, "retry_after": 30},
+        {"nonsense": 1},
+        {"fault": "error", "after": 5, "rate": 0},
+        {"fault": "cut", "after": 5, "rate": 0},
+        {"rate": 0},
+    ]
+    bodies = [{**ASK, "stream": True, "script": script} for script in faults]
+    told = json.loads(await run_with_openai_sdk(ERRORS_IN_NODE, json.dumps([door, bodies])))
+    assert told == [
+        ["RateLimitError", False],
+        ["BadRequestError", False],
+        ["APIError", True],
+        ["APIError", True],
+        ["no error", True],
+    ]
