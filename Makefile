@@ -29,7 +29,7 @@ litellm: setup .venv-litellm/.installed
 # OpenAI's Node SDK, for the programs in examples/openai and their tests; Node itself is in .venv.
 node: setup examples/openai/node_modules/.installed
 examples/openai/node_modules/.installed: examples/openai/package-lock.json
-	cd examples/openai && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund
+	cd examples/openai && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
 	touch $@
 
 # Everything in one terminal.
