@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import httpx
 import openai
 import pytest
+from openai.lib._parsing import parse_chat_completion
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 
@@ -17,7 +18,7 @@ from tests.support.cut_completion import cut
 from tests.support.node import run_with_openai_sdk
 from tests.support.openai_endpoint import Endpoint, door_of, gateway_of
 from tests.support.recorded_streams import RECORDED
-from tests.support.system import WAIT_S, System
+from tests.support.system import WAIT_S, System, show
 
 Json = dict[str, Any]
 WITH_USAGE = {"include_usage": True}
@@ -209,6 +210,10 @@ def streamed(at: Endpoint, case: Case) -> ChatCompletion | Exception:
             return error
 
 
+def post(at: Endpoint, asked: Json) -> httpx.Response:
+    return httpx.post(f"{at.base_url}/chat/completions", json=asked, timeout=WAIT_S, trust_env=False)
+
+
 @each_case
 def test_a_stream_ends_in_the_same_object(door: Endpoint, gateway: Endpoint, case: Case) -> None:
     """`chat.completions.stream(…).get_final_completion()`."""
@@ -261,8 +266,7 @@ def without_nulls(value: Any) -> Any:
 @pytest.mark.parametrize("case", MADE.values(), ids=MADE)
 def test_not_streamed_it_is_what_the_gateway_says_whole(door: Endpoint, case: Case) -> None:
     """In every field, what is null and what is missing included; though deltawire asked for a stream."""
-    answer = httpx.post(f"{door.base_url}/chat/completions", json=body(case), timeout=WAIT_S, trust_env=False)
-    assert answer.json() == json.loads(case.script["body"])
+    assert post(door, body(case)).json() == json.loads(case.script["body"])
 
 
 FINAL_COMPLETIONS = """
@@ -313,3 +317,23 @@ async def test_the_node_sdk_runs_tools(door: Endpoint, gateway: Endpoint) -> Non
     text, asked = here
     assert text
     assert set(asked[0]) == {"city", "country", "units"}
+
+
+PARSED = {name: case for name, case in CASES.items() if case.request.get("response_format") is Location}
+
+
+@pytest.mark.parametrize("case", PARSED.values(), ids=PARSED)
+async def test_deltawire_parses_what_the_sdk_parses(system: System, door: Endpoint, case: Case) -> None:
+    """The job's `outputs` have the SDK's `parsed` of each choice, and none where the SDK has none."""
+    answer = post(door, body(case))
+    completion = ChatCompletion.model_validate(answer.json())
+    outputs = (await show(system, answer.headers["x-job-id"]))["outputs"]
+    try:
+        parsed = parse_chat_completion(
+            chat_completion=completion, response_format=Location, input_tools=openai.omit
+        )
+    except CUT_SHORT:
+        assert [output["parsed"] for output in outputs] == [None]
+    else:
+        by_sdk = [choice.message.parsed for choice in parsed.choices]
+        assert [output["parsed"] for output in outputs] == [each and each.model_dump() for each in by_sdk]
