@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ KEY = KEYS["app"]
 #: Where the programs were copied from; not everybody has it.
 SOURCE = Path(__file__).parents[2].parent / "shared" / "seed-streaming.txt"
 GRACE_S = 2.0
+THINKING = "test_a_model_that_thinks_for_long"
+#: Headers wait for the first chunk for 15 s.
+THINKS_S = 17
 #: The last moment at which the worker knew of a reader lies a delta or so before a client's leaving.
 EARLIER_S = 0.5
 
@@ -101,6 +105,23 @@ async def read(
     async for chunk in stream:
         chunks.append(chunk)
     return chunks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thinking(request: pytest.FixtureRequest, door: Endpoint) -> Iterator[list[Future[str]]]:
+    """The programs, with a model that thinks for longer than headers wait, run beside all other tests."""
+    if not any(item.name == THINKING for item in request.session.items):
+        yield []
+        return
+    think = {"stream": True, "script": {"first_delta_s": THINKS_S, "rate": 0}}
+    in_json, in_python = json.dumps(think)[1:-1], f"stream=True, extra_body={think}"
+    programs = [
+        run("sh", "-c", door.example("stream.sh").replace('"stream":true', in_json)),
+        run(sys.executable, "-c", door.example("stream.py").replace("stream=True", in_python)),
+        run_with_openai_sdk(door.example("stream.mjs").replace("stream: true", in_json)),
+    ]
+    with ThreadPoolExecutor() as executor:
+        yield [executor.submit(asyncio.run, program) for program in programs]
 
 
 # The programs of the gateway's own documentation.
@@ -380,11 +401,11 @@ async def test_the_sdk_waits_as_long_as_it_is_told(
     slept: list[float] = []
     monkeypatch.setattr("openai._base_client.time.sleep", slept.append)
     script = {"fault": "status", "status": 429, "retry_after": 30}
-    before = len(await gateway_records(system))
+    limited = {**ASK, "model": "limited"}
     with door.sdk(max_retries=1) as client, pytest.raises(openai.RateLimitError):
-        client.chat.completions.create(**ASK, stream=True, extra_body={"script": script})
+        client.chat.completions.create(**limited, stream=True, extra_body={"script": script})
     assert slept == [30.0]
-    assert len(await gateway_records(system)) == before + 2
+    assert [record["model"] for record in await gateway_records(system)].count("limited") == 2
 
 
 async def test_a_bad_request(client: AsyncOpenAI) -> None:
@@ -463,3 +484,11 @@ async def test_the_node_sdk_raises_them_too(door: Endpoint) -> None:
         ["APIError", True],
         ["no error", True],
     ]
+
+
+def test_a_model_that_thinks_for_long(thinking: list[Future[str]]) -> None:
+    """The headers have gone, and a comment instead of a chunk; no client minds."""
+    by_curl, *by_sdks = [program.result() for program in thinking]
+    assert by_curl.startswith(":")
+    assert text_in(data_of(by_curl)[:-1]) == HAIKU
+    assert by_sdks == [HAIKU, HAIKU]
