@@ -22,7 +22,7 @@ from playwright.async_api import Browser, Page
 
 from deltawire.gateway.prose import HAIKU
 from tests.support.chromium import Pages, chromium
-from tests.support.node import run_with_openai_sdk
+from tests.support.node import MODULES, need_openai_sdk, run_with_openai_sdk
 from tests.support.openai_endpoint import Endpoint, door_of, gateway_of
 from tests.support.relay_process import Keyring
 from tests.support.system import WAIT_S, System, cancel, gateway_records, watch
@@ -49,7 +49,7 @@ LONG = {"deltas": 600, "rate": 20}
 @pytest.fixture(scope="module")
 def pages() -> Iterator[Pages]:
     """A web site, of whose two origins the relay knows one."""
-    with Pages() as pages:
+    with Pages(MODULES) as pages:
         yield pages
 
 
@@ -200,6 +200,31 @@ async def test_a_page_of_an_unknown_origin_sees_an_error(
         await page.goto(pages.other_origin + "/unknown")
     assert "Failed to fetch" in str(await error.value)
     assert await page.text_content("#output") == ""
+    await page.close()
+
+
+SDK_IN_A_PAGE = """<!doctype html><title></title><pre id="output"></pre><script type="module">
+import OpenAI from "/modules/openai/index.mjs";
+const client = new OpenAI({ baseURL: "%s", apiKey: "%s", dangerouslyAllowBrowser: true });
+const { data: stream, response } = await client.chat.completions.create(%s).withResponse();
+document.title = response.headers.get("x-job-id");
+for await (const chunk of stream) {
+  document.getElementById("output").textContent += chunk.choices[0].delta.content ?? "";
+}
+</script>"""
+
+
+@in_browser
+async def test_the_sdk_works_in_a_page(
+    browser: Browser, pages: Pages, system: System, door: Endpoint
+) -> None:
+    """OpenAI's SDK for JavaScript, with the headers of its own; CORS lets it see which job it is."""
+    need_openai_sdk()
+    pages.pages["/sdk"] = SDK_IN_A_PAGE % (*door, json.dumps({**ASK, "stream": True}))
+    page = await browser.new_page()
+    await page.goto(pages.origin + "/sdk")
+    await output_of(page, HAIKU)
+    assert (await watch(system, await page.title(), token=KEY))[-1]["type"] == "completed"
     await page.close()
 
 

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from playwright.async_api import Browser, async_playwright
 
@@ -31,11 +32,14 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Pages:
-    """A web site on a free port of loopback: it answers with `pages[path]`. Blocking; a context manager."""
+    """A web site on a free port of loopback, with the pages that are put in. Blocking; a context manager.
 
-    def __init__(self) -> None:
+    A path under `/modules/` is a JavaScript module in the directory `modules`.
+    """
+
+    def __init__(self, modules: Path) -> None:
         self.pages: dict[str, str] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self.pages))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self.pages, modules))
         self._thread = Thread(target=self._server.serve_forever, name="pages", daemon=True)
 
     @property
@@ -58,18 +62,24 @@ class Pages:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def __init__(self, pages: dict[str, str], *args: object) -> None:
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, pages: dict[str, str], modules: Path, *args: Any) -> None:  # args: the base class's
         self._pages = pages
-        super().__init__(*args)  # type: ignore[arg-type] # what the server gives
+        self._modules = modules
+        super().__init__(*args)
 
     def do_GET(self) -> None:
-        page = self._pages.get(self.path)
-        body = (page or "").encode()
-        self.send_response(404 if page is None else 200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
+        content_type, body = "text/html", self._pages.get(self.path)
+        module = self._modules / self.path.removeprefix("/modules/")
+        if body is None and self.path.startswith("/modules/") and module.is_file():
+            content_type, body = "text/javascript", module.read_text()
+        data = (body or "").encode()
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Type", f"{content_type}; charset=utf-8")
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
         pass
