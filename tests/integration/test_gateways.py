@@ -13,22 +13,50 @@ from tests.support.gateway_streams import QUIRKS, Quirk
 
 # What the fold and the reading of errors have to learn first.
 WAITING = frozenset(
-    """
-    infinityblue-stream infinityblue-400 infinityblue-413
-    infinityblue-401 infinityblue-403 infinityblue-404
-    infinityblue-429 infinityblue-500 infinityblue-502
-    infinityblue-503 infinityblue-504 openai-obfuscation
-    openai-named-tool-ends-in-stop openai-error-in-mid-stream openai-insufficient-quota
-    azure-content-filter-400 vllm-error-event vllm-old-error-object
-    llamacpp-error-field ollama-same-index-for-all-calls ollama-calls-without-index
-    ollama-empty-finish-reason litellm-ping litellm-code-in-digits
-    openrouter-reasoning-details openrouter-error-in-mid-stream openrouter-error-beside-no-choices
-    openrouter-error-as-answer deepseek-insufficient-system-resource groq-usage
-    groq-error-event mistral-thinking-parts mistral-padding
-    mistral-finish-reason-error mistral-model-length gemini-calls-without-index
-    gemini-pieces-without-index gemini-error-in-array moonshot-usage-in-choice
-    qwen-empty-ids sglang-refusal-as-event anthropic-ignores-response-format
-    """.split()
+    [
+        "infinityblue-stream",
+        "infinityblue-400",
+        "infinityblue-413",
+        "infinityblue-401",
+        "infinityblue-403",
+        "infinityblue-404",
+        "infinityblue-429",
+        "infinityblue-500",
+        "infinityblue-502",
+        "infinityblue-503",
+        "infinityblue-504",
+        "openai-obfuscation",
+        "openai-named-tool-ends-in-stop",
+        "openai-error-in-mid-stream",
+        "openai-insufficient-quota",
+        "azure-content-filter-400",
+        "vllm-error-event",
+        "vllm-old-error-object",
+        "llamacpp-error-field",
+        "ollama-same-index-for-all-calls",
+        "ollama-calls-without-index",
+        "ollama-empty-finish-reason",
+        "litellm-ping",
+        "litellm-code-in-digits",
+        "openrouter-reasoning-details",
+        "openrouter-error-in-mid-stream",
+        "openrouter-error-beside-no-choices",
+        "openrouter-error-as-answer",
+        "deepseek-insufficient-system-resource",
+        "groq-usage",
+        "groq-error-event",
+        "mistral-thinking-parts",
+        "mistral-padding",
+        "mistral-finish-reason-error",
+        "mistral-model-length",
+        "gemini-calls-without-index",
+        "gemini-pieces-without-index",
+        "gemini-error-in-array",
+        "moonshot-usage-in-choice",
+        "qwen-empty-ids",
+        "sglang-refusal-as-event",
+        "anthropic-ignores-response-format",
+    ]
 )
 CASES = [
     pytest.param(
