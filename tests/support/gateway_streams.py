@@ -133,7 +133,7 @@ INFINITYBLUE: Final = [
             (413, "invalid_request_error", "upstream_invalid_request"),
             (401, "authentication_error", "upstream_authentication"),
             (403, "permission_error", "upstream_authentication"),
-            (404, "not_found_error", "upstream_invalid_request"),
+            (404, "not_found_error", "upstream_not_found"),
             (429, "rate_limit_error", "upstream_rate_limit"),
             (500, "server_error", "upstream_server_error"),
             (502, "server_error", "upstream_server_error"),
@@ -227,7 +227,7 @@ OPENAI: Final = [
         ),
         deltas=0,
         ends=failed(
-            "upstream_rate_limit",
+            "upstream_quota",
             status_code=429,
             upstream_error={"type": "insufficient_quota", "code": "insufficient_quota"},
         ),
@@ -417,7 +417,9 @@ LLAMACPP: Final = [
             "data: [DONE]",
         ),
         deltas=0,
-        ends=failed("upstream_error_event", upstream_error={"type": "invalid_request_error", "code": "400"}),
+        ends=failed(
+            "upstream_invalid_request", upstream_error={"type": "invalid_request_error", "code": "400"}
+        ),
     ),
     Quirk(
         name="llamacpp-done-without-blank-line",
@@ -495,6 +497,17 @@ LITELLM: Final = [
         script=sse(": ping", ": ping", bare(SAYS), ": ping", bare({}, "stop"), "data: [DONE]"),
         deltas=2,
         ends=completed(SAYS, usage_source="estimated"),
+    ),
+    Quirk(
+        name="litellm-usage-beside-a-choice",
+        script={
+            "chunks": [
+                {**HEAD, "choices": [{"index": 0, "delta": SAYS}]},
+                {**HEAD, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+                {**HEAD, "choices": [{"index": 0, "delta": {}}], "usage": {**USAGE, "cost": 0.5}},
+            ]
+        },
+        ends=completed(SAYS, **FROM_GATEWAY),
     ),
     Quirk(
         name="litellm-code-in-digits",
@@ -590,14 +603,14 @@ OPENROUTER: Final = [
             ]
         },
         deltas=0,
-        ends=failed("upstream_error_event", upstream_error={"code": "502"}),
+        ends=failed("upstream_server_error", upstream_error={"code": "502"}),
         hides="sk-leak",
     ),
     Quirk(
         name="openrouter-error-as-answer",
         script={"body": compact({"error": {"code": 429, "message": "Rate limited", "metadata": {}}})},
         deltas=0,
-        ends={"type": "failed", "upstream_error": {"code": "429"}, "source": "upstream"},
+        ends=failed("upstream_rate_limit", upstream_error={"code": "429"}),
     ),
 ]
 
@@ -690,7 +703,7 @@ MISTRAL: Final = [
                     for piece in ("Five", " syllables.")
                 ),
                 chunk({"content": [{"type": "text", "text": "Whisper"}]}),
-                chunk({"content": " of"}),
+                chunk({"content": [{"type": "text", "text": " of"}]}),
                 STOP,
             ]
         },
@@ -858,7 +871,7 @@ OTHERS: Final = [
         name="minimax-error-as-answer",
         script={"body": compact({"base_resp": {"status_code": 1004, "status_msg": "not authorized"}})},
         deltas=0,
-        ends={"type": "failed", "source": "upstream", "status_code": 200},
+        ends=failed("upstream_not_streaming", status_code=200),
     ),
     Quirk(
         name="qwen-empty-ids",
@@ -927,7 +940,7 @@ OTHERS: Final = [
             ]
         },
         deltas=0,
-        ends=failed("upstream_error_event", upstream_error={"type": "BadRequestError", "code": "400"}),
+        ends=failed("upstream_invalid_request", upstream_error={"type": "BadRequestError", "code": "400"}),
     ),
     Quirk(
         name="lmstudio-error",
