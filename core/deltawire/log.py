@@ -214,7 +214,7 @@ class JobLog:
         await self.index.will_queue(job_id, record.queue_deadline)
         keys = self.keys.job(job_id)
         ttl_s = max(record.queue_deadline - time.time(), delay_s) + ACTIVE_TTL_S
-        fields: tuple[Field, ...] = ("retries", record.retries)
+        fields: tuple[Field, ...] = ("retries", record.retries, "waited_s", f"{record.waited_s:.3f}")
         if record.attempt_began_at is not None:
             fields += ("attempt_began_at", f"{record.attempt_began_at:.6f}")
         code, value = await self.scripts.run(

@@ -23,6 +23,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     finished_at: float | None = None
     retries: int = 0
     """How often the upstream was asked again before the job was parked last."""
+    waited_s: float = 0.0
+    """How long it has waited for that, all waits together."""
     attempt_began_at: float | None = None
     """Of an attempt that was parked: it goes on with the next claim."""
     not_before: int | None = None
@@ -66,7 +68,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
         if self.digest:
             fields += ["digest", self.digest]
         if self.retries:
-            fields += ["retries", self.retries]
+            fields += ["retries", self.retries, "waited_s", f"{self.waited_s:.3f}"]
         for name in ("started_at", "first_delta_at", "attempt_began_at"):
             moment: float | None = getattr(self, name)
             if moment is not None:
@@ -95,6 +97,7 @@ def read_record(reply: list[bytes]) -> Record | None:
         first_delta_at=moment(b"first_delta_at"),
         finished_at=moment(b"finished_at"),
         retries=int(fields.get(b"retries", 0)),
+        waited_s=moment(b"waited_s") or 0.0,
         attempt_began_at=moment(b"attempt_began_at"),
         not_before=int(fields[b"not_before"]) if b"not_before" in fields else None,
         lease_until=int(fields[b"lease_until"]) if b"lease_until" in fields else None,

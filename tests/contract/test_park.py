@@ -39,11 +39,12 @@ async def due(log: OpenedLog) -> None:
 async def test_a_parked_job_is_queued_and_its_attempt_is_not_counted(job_log: OpenedLog) -> None:
     """Nobody holds it; what is left of the attempt stands in the record."""
     await running(job_log)
-    assert await park(job_log, retries=2, attempt_began_at=1_700_000_001.5) == ("PARKED", None)
+    assert await park(job_log, retries=2, waited_s=3.25, attempt_began_at=1_700_000_001.5) == ("PARKED", None)
     head = await job_log.head("job")
     assert head.record is not None
     assert (head.record.status, head.record.attempt, head.lease_left_s) == ("queued", 0, None)
-    assert (head.record.retries, head.record.attempt_began_at) == (2, 1_700_000_001.5)
+    kept = (head.record.retries, head.record.waited_s, head.record.attempt_began_at)
+    assert kept == (2, 3.25, 1_700_000_001.5)
     assert head.record.is_parked(time.time())
     assert not head.record.is_parked(time.time() + WAIT_S + 5)
     assert await job_log.index.queued(9) == ["job"]

@@ -61,9 +61,8 @@ class Asker:
                 except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
                     _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
                     failure = WireError("internal_error", "the worker failed on this stream")
-                if failure is None:
+                if failure is None and run.cause is None:
                     budget.succeeded()
-                    break
                 if not isinstance(failure, UpstreamError) or run.first_delta_at is not None:
                     break
                 decision = decide(
@@ -71,6 +70,7 @@ class Asker:
                     retries=run.retries,
                     max_retries=run.record.options.max_retries,
                     max_wait_s=run.record.options.max_retry_wait_s,
+                    waited_s=run.waited_s,
                     left_s=run.left_s,
                     queue_left_s=run.record.queue_deadline - time.time(),
                     budget=budget,
@@ -79,6 +79,7 @@ class Asker:
                 if isinstance(decision, GiveUp):
                     break
                 run.retries += 1
+                run.waited_s += decision.delay_s
                 _log.info(
                     "%s: %s; asking again in %.1f s",
                     *(upstream.name, failure.code, decision.delay_s),

@@ -36,7 +36,11 @@ async def park(run: Run, delay_s: float, *, log: JobLog, owner: str) -> Outcome 
     Cancelled meanwhile it leaves in `run.is_parked` what came of it. Raises RedisUnavailableError.
     """
     record = msgspec.structs.replace(
-        run.record, attempt=run.attempt, retries=run.retries, attempt_began_at=run.began_at
+        run.record,
+        attempt=run.attempt,
+        retries=run.retries,
+        waited_s=run.waited_s,
+        attempt_began_at=run.began_at,
     )
     try:
         async with asyncio.timeout(PARK_TIMEOUT_S):

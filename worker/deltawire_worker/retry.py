@@ -65,18 +65,19 @@ def decide(
     retries: int,
     max_retries: int,
     max_wait_s: float,
+    waited_s: float,
     left_s: float,
     queue_left_s: float,
     budget: Budget,
     jitter: float,
 ) -> Wait | Park | GiveUp:
-    """What follows a failure, after so many retries, with so much time left for the attempt, and in the queue.
+    """What follows a failure, after so many retries and so much waiting, with so much time left for the
+    attempt and in the queue.
 
     Where the gateway says when to come again, that is when, or up to a tenth later, so that the jobs that it
-    told so do not all come at once; else, or where it says "now", backoff doubles, jittered between half of it
-    and all of it.
-    `jitter` is a random number from 0 to 1. Takes from the budget what it decides to spend; a rate limit that
-    says when it ends is no sign of a gateway in trouble, and costs nothing.
+    told so do not all come at once; else, or where it says "now", backoff doubles, with jitter between half
+    of it and all of it. `jitter` is a random number from 0 to 1. Takes from the budget what it decides to
+    spend; a rate limit that says when it ends is no sign of a gateway in trouble, and costs nothing.
     """
     may_retry = error.error.retryable if error.should_retry is None else error.should_retry
     if error.status_code == 504:
@@ -89,7 +90,11 @@ def decide(
     else:
         delay_s = min(FIRST_BACKOFF_S * 2**retries, MAX_BACKOFF_S) * (1 + jitter) / 2
     is_long = delay_s > MAX_SLEEP_S
-    if after_s > max_wait_s or delay_s >= left_s or (is_long and delay_s >= queue_left_s):
+    if (
+        waited_s + (after_s or delay_s) > max_wait_s
+        or delay_s >= left_s
+        or (is_long and delay_s >= queue_left_s)
+    ):
         return GiveUp()
     is_told = error.code == "upstream_rate_limit" and after_s >= FREE_FROM_S
     if not is_told and not budget.take():

@@ -66,6 +66,7 @@ class Run:
         self.upstream_closed_at: float | None = None
         self.first_delta_at: float | None = None
         self.retries = record.retries
+        self.waited_s = record.waited_s
         self.is_parked = False
         self.was_asked = False
         """Whether the upstream was, and has not refused: what it was asked is paid."""
