@@ -79,7 +79,8 @@ class _Entries(list[Any]):  # of JSON
         for item in items:
             if isinstance(item, dict) and isinstance(index := item.get("index"), int):
                 mark = item.get("type")
-                place = self.places.get((index, mark) if isinstance(mark, str) else index)
+                has_mark = isinstance(mark, str) and mark != ""
+                place = self.places.get((index, mark) if has_mark else index)
                 if place is None:
                     place = self.places.get(index)
                     if place is not None and _said(self[place].get("type")):

@@ -580,10 +580,13 @@ def test_reasoning_details_are_joined_by_index_and_type() -> None:
         [{**text, "text": "b"}],
         [secret],
         [{"index": 0, "type": "reasoning.text", "text": "c"}],
+        [{"index": 1, "type": "reasoning.text", "text": "d"}],
+        [{"index": 1, "type": "", "text": "e"}, {"index": 1, "text": "f"}],
     ]
     assert message(*({"reasoning_details": detail} for detail in details))["reasoning_details"] == [
         {**text, "text": "abc"},
         secret,
+        {"index": 1, "type": "reasoning.text", "text": "def"},
     ]
 
 

@@ -6,6 +6,7 @@ more than two seconds of CPU.
 """
 
 import asyncio
+import logging
 import select
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from deltawire.outputs import asks_for_json, judge, schema_of, text_of
 
 WAIT_S: Final = 20.0
 MAX_QUESTION_BYTES: Final = 4 << 20
-COMMAND: Final = (sys.executable, "-I", str(Path(__file__).with_name("schema_process.py")))
+COMMAND: Final = (sys.executable, "-P", str(Path(__file__).with_name("schema_process.py")))
 
+_log = logging.getLogger(__name__)
 _TOO_LONG: Final = ParseError("too_large", "it could not be compared with the schema in time")
 
 
@@ -82,6 +84,7 @@ class _Process:
         with suppress(OSError):
             line = self._answer(question)
         if not line:
+            _log.warning("no answer from the process that compares outputs with schemas")
             self.kill()
             return _TOO_LONG
         answer = msgspec.json.decode(line)
