@@ -63,20 +63,24 @@ class SseDecoder:
                     self._data = []
                     self._size = 0
                 self._is_error = False
-            elif line.startswith(b"data:"):
-                self._add(line[6:] if line[5:6] == b" " else line[5:])
-            elif line == b"data":
-                self._add(b"")
-            elif line.startswith(b"event:"):
-                self._is_error = line[6:].strip(b" ") == b"error"
-            elif line.startswith(b"error:") and (said := line[6:].lstrip(b" ")).startswith(b"{"):
-                self._is_error = True
-                self._add(said)
+            else:
+                self._read_field(line)
             if self._is_too_large:
                 break
         if self._size + len(self._line) > max_line:
             self._is_too_large = True
         return payloads if payloads or not self._is_too_large else self.feed(b"")
+
+    def _read_field(self, line: bytes) -> None:
+        if line.startswith(b"data:"):
+            self._add(line[6:] if line[5:6] == b" " else line[5:])
+        elif line == b"data":
+            self._add(b"")
+        elif line.startswith(b"event:"):
+            self._is_error = line[6:].strip(b" ") == b"error"
+        elif line.startswith(b"error:") and (said := line[6:].lstrip(b" ")).startswith(b"{"):
+            self._is_error = True
+            self._add(said)
 
     def _add(self, value: bytes) -> None:
         self._data.append(value)

@@ -28,7 +28,8 @@ from .openai_errors import Failure
 from .subscriber import Subscriber
 
 MODELS_AGE_S: Final = 5.0
-MAX_RETRY_WAIT_S: Final = 10.0  # a client that is told `Retry-After` waits by itself, and tells its user
+# OpenAI's clients ask again by themselves, as `Retry-After` tells them: their tries and ours would multiply.
+RETRIES: Final[dict[str, Any]] = {"max_retries": 1, "max_retry_wait_s": 10}
 
 
 class OpenAIApi:
@@ -42,7 +43,7 @@ class OpenAIApi:
         self._hubs = hubs
         self._jobs = jobs
         self._models = models
-        self._defaults: dict[str, Any] = {"max_retry_wait_s": MAX_RETRY_WAIT_S}
+        self._defaults = dict(RETRIES)
         if abandon_grace_s is not None:
             self._defaults |= {"on_abandon": "cancel", "abandon_grace_s": abandon_grace_s}
         self._is_draining = False

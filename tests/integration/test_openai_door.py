@@ -314,7 +314,7 @@ async def test_a_job_of_this_door_ends_when_its_readers_leave(relay: RelayProces
             record = await jobs.log.record(it.job.job_id)
         assert record is not None
         options = record.options
-        assert options.max_retry_wait_s == 10
+        assert (options.max_retries, options.max_retry_wait_s) == (1, 10)
         assert (options.on_abandon, options.abandon_grace_s, options.timeout_s) == (
             on_abandon,
             grace_s,
