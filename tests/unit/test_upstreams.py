@@ -85,6 +85,10 @@ WRONG = {
     "a header that is none": (f"[upstreams.a]\n{URL}headers = {{ 'X Y' = '{KEY}' }}\n", "'X Y'"),
     "a header of ours": (f"[upstreams.a]\n{URL}headers = {{ Host = '{KEY}' }}\n", "'Host'"),
     "a value with a line end": (f'[upstreams.a]\n{URL}headers = {{ X = "{KEY}\\nY: 1" }}\n', "'X'"),
+    "the key's header": (
+        f"[upstreams.a]\n{URL}api_key = '{KEY}'\nheaders = {{ authorization = '{KEY}' }}\n",
+        "'Authorization' carries the key",
+    ),
     "no models": (f"[upstreams.a]\n{URL}models = []\n", "models lists none"),
     "an alias to nothing": (f"[upstreams.a]\n{URL}models = ['m']\naliases = {{ f = 'n' }}\n", "'f'"),
     "model omitted": (f"[upstreams.a]\n{URL}omit = ['model']\n", "'model' cannot be left out"),

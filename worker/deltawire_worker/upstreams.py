@@ -181,6 +181,9 @@ def _problem(upstream: Upstream) -> str:
     for header in (*upstream.headers, upstream.auth_header):
         if not _HEADER.fullmatch(header) or header.lower() in _OURS:
             return f"headers: {header!r} cannot be set"
+    has_key = upstream.api_key or upstream.api_key_env or upstream.api_key_file
+    if has_key and upstream.auth_header.lower() in map(str.lower, upstream.headers):
+        return f"headers: {upstream.auth_header!r} carries the key; leave it out, or set another auth_header"
     for header, value in upstream.headers.items():
         if not value.isascii() or not value.isprintable() or value != value.strip():
             return f"headers: the value of {header!r} cannot stand in a header"
