@@ -244,10 +244,20 @@ def test_an_error_in_place_of_an_answer_is_read_by_the_status_that_it_names(
 ) -> None:
     """Under a status of 200: OpenRouter sends its headers before it knows."""
     read = said_in_answer(error)
-    assert (read.code, read.status_code, read.is_refusal) == (code, status, True)
+    assert (read.code, read.status_code, read.is_refusal) == (code, status, status is not None)
     in_stream = said_in_stream(error)
     assert (in_stream.code, in_stream.status_code) == ("upstream_error_event", status)
     assert not in_stream.is_refusal
+
+
+def test_what_was_refused_is_not_to_be_paid() -> None:
+    """Nor what never arrived; what broke off may have been at work."""
+    for code in ("connect_timeout", "upstream_unreachable"):
+        assert UpstreamError(code, "m").is_refusal
+    assert refused(500).is_refusal
+    for code in ("upstream_eof", "upstream_malformed", "upstream_event_too_large", "upstream_error_event"):
+        assert not UpstreamError(code, "m").is_refusal
+    assert not UpstreamError("upstream_not_streaming", "m", status_code=200).is_refusal
 
 
 JSON = st.recursive(

@@ -97,13 +97,13 @@ class Asker:
         """Asks once."""
         upstream = question.upstream
         async with self._place(run, upstream):
-            run.was_asked = True
+            was_asked, run.was_asked = run.was_asked, True
             try:
                 async with self._client.open(upstream, body, job_id=run.job_id) as stream:
                     await self._read(run, stream)
             except UpstreamError as error:
-                if error.is_refusal and run.first_delta_at is None:
-                    run.was_asked = False
+                if error.is_refusal:
+                    run.was_asked = was_asked
                 return error
             finally:
                 run.upstream_closed_at = time.time()

@@ -51,12 +51,14 @@ _CODES: Final = {
 _FOR_THE_CALLER: Final = frozenset({"upstream_invalid_request", "upstream_not_found"})
 
 
+_NOT_REACHED: Final = frozenset({"connect_timeout", "upstream_unreachable"})
+
+
 class UpstreamError(WireError):
     """The gateway refused, failed or could not be reached.
 
     `status_code` is its HTTP status, or the one that its error object names; `details` what that said of
-    itself; `should_retry` what `x-should-retry` said, a header that OpenAI's SDKs obey. `is_refusal`: nothing
-    was generated, so nothing is to be paid.
+    itself; `should_retry` what `x-should-retry` said, a header that OpenAI's SDKs obey.
     """
 
     def __init__(
@@ -68,13 +70,18 @@ class UpstreamError(WireError):
         retry_after_s: float | None = None,
         details: UpstreamErrorDetails | None = None,
         should_retry: bool | None = None,
-        is_refusal: bool = True,
     ) -> None:
         super().__init__(code, message, retry_after_s=retry_after_s)
         self.status_code = status_code
         self.details = details
         self.should_retry = should_retry
-        self.is_refusal = is_refusal
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether nothing was generated for sure, so that nothing is to be paid."""
+        if self.code == "upstream_error_event":
+            return False
+        return self.code in _NOT_REACHED or self.status_code not in {None, 200}
 
 
 def refusal(
@@ -103,9 +110,7 @@ def said_in_stream(error: Any, *, secrets: Collection[str] = ()) -> UpstreamErro
     """The error for an error object that comes after chunks. Its text may be for the gateway's operator."""
     details = _details(error, secrets)
     message = f"the gateway sent an error in mid-stream{_by_name(details)}"
-    return UpstreamError(
-        "upstream_error_event", message, status_code=_status_of(error), details=details, is_refusal=False
-    )
+    return UpstreamError("upstream_error_event", message, status_code=_status_of(error), details=details)
 
 
 def error_object(answer: Any) -> Any:  # whatever JSON it was
