@@ -63,22 +63,23 @@ class SseDecoder:
                     self._data = []
                     self._size = 0
                 self._is_error = False
-            else:
-                self._read_field(line)
+            elif line.startswith(b"data:"):
+                self._add(line[6:] if line[5:6] == b" " else line[5:])
+            elif line == b"data":
+                self._add(b"")
+            elif line.startswith((b"event:", b"error:")):
+                self._look_for_error(line)
             if self._is_too_large:
                 break
         if self._size + len(self._line) > max_line:
             self._is_too_large = True
         return payloads if payloads or not self._is_too_large else self.feed(b"")
 
-    def _read_field(self, line: bytes) -> None:
-        if line.startswith(b"data:"):
-            self._add(line[6:] if line[5:6] == b" " else line[5:])
-        elif line == b"data":
-            self._add(b"")
-        elif line.startswith(b"event:"):
-            self._is_error = line[6:].strip(b" ") == b"error"
-        elif line.startswith(b"error:") and (said := line[6:].lstrip(b" ")).startswith(b"{"):
+    def _look_for_error(self, line: bytes) -> None:
+        said = line[6:].strip(b" ")
+        if line.startswith(b"event:"):
+            self._is_error = said == b"error"
+        elif said.startswith(b"{"):
             self._is_error = True
             self._add(said)
 
