@@ -129,7 +129,7 @@ def _is_too_deep(value: Any) -> bool:  # JSON
 
 def _calls(message: dict[str, Any]) -> list[Any]:
     tool_calls, function_call = message.get("tool_calls"), message.get("function_call")
-    calls = tool_calls if isinstance(tool_calls, list) else []
+    calls = tool_calls if isinstance(tool_calls, list) else [tool_calls] if tool_calls else []
     return [*calls, {"function": function_call}] if function_call else calls
 
 

@@ -95,7 +95,15 @@ def test_choices_are_judged_each_for_itself() -> None:
     assert [(output.index, output.tool_calls) for output in outputs] == [(0, "complete"), (2, "incomplete")]
 
 
-@pytest.mark.parametrize("value", [None, [], {}, 5])
+@pytest.mark.parametrize("value", [True, 5, {"a": 1}])
+def test_calls_that_are_no_list_are_not_whole(value: Any) -> None:
+    """Nor does a legacy call beside them make them so."""
+    legacy = {"name": "f", "arguments": "{}"}
+    done = completion(choice("function_call", tool_calls=value, function_call=legacy))
+    assert judge(done, {})[0].tool_calls == "incomplete"
+
+
+@pytest.mark.parametrize("value", [None, [], {}, False])
 def test_no_calls(value: Any) -> None:
     """`tool_calls: []` calls nothing."""
     assert judge(completion(choice("stop", "text", tool_calls=value)), {}) == []
