@@ -85,6 +85,8 @@ _TOKENS: Final = (
 )
 _SCALARS: Final = st.sampled_from(
     [
+        [],
+        {},
         None,
         True,
         False,
@@ -153,7 +155,8 @@ def _bent_chunks(draw: st.DrawFn) -> bytes:
         steps = draw(st.just([]) | st.lists(st.integers(0, 5), min_size=1, max_size=7))
         bent = _put(event, steps, draw(_JSON)) if steps else event
         events.append(b"data: %s\n\n" % json.dumps(bent).encode())
-    return b"".join(events)
+    line_end = draw(st.sampled_from([b"\n", b"\n", b"\r\n", b"\r"]))
+    return b"".join(events).replace(b"\n", line_end)
 
 
 _streams: Final = st.one_of(_bent_chunks(), _bent_bytes(), st.binary(max_size=60))
