@@ -83,7 +83,7 @@ _TOKENS: Final = (
     ),
     *(f'"{word}":'.encode() for word in _WORDS),
 )
-_SCALARS: Final = st.sampled_from(
+_SCALARS: Final[st.SearchStrategy[Any]] = st.sampled_from(
     [
         [],
         {},
