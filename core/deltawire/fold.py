@@ -122,10 +122,12 @@ class _ToolCalls(_Entries):
                 continue
             index, function = item.get("index"), item.get("function")
             has_index = isinstance(index, int)
-            if has_index and "id" not in item and isinstance(function, dict) and "name" not in function:
-                place = self.places.get(index)  # as OpenAI does it; the rest is for the others
-                if place is not None:
-                    _merge(self[place], item)
+            # {"index", "function"} without a name, as OpenAI goes on; the rest is for the others.
+            if has_index and len(item) == 2 and isinstance(function, dict) and "name" not in function:
+                place = self.places.get(index)
+                known = None if place is None else self[place].get("function")
+                if isinstance(known, dict):
+                    _merge(known, function)
                     continue
             mark = item.get("id")
             has_id = isinstance(mark, str) and mark != ""
