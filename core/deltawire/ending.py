@@ -33,7 +33,7 @@ _DEADLINES: dict[Deadline, str] = {
 
 # Finish reasons that are not OpenAI's, and what they say.
 _FAILED: Final = frozenset({"error", "network_error", "insufficient_system_resource"})  # OpenRouter; DeepSeek
-_LENGTH: Final = frozenset({"length", "model_length"})  # Mistral: the model's own limit
+LENGTH: Final = frozenset({"length", "model_length"})  # Mistral: the model's own limit
 
 
 class AsCompleted(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ def at_end_of_stream(fold: Fold) -> Ending:
         return AsIncomplete("upstream_eof")
     if not _FAILED.isdisjoint(reasons):
         return AsFailed(WireError("upstream_error_event", "the gateway failed in mid-stream"), "upstream")
-    if not _LENGTH.isdisjoint(reasons):
+    if not LENGTH.isdisjoint(reasons):
         return AsIncomplete("length")
     if "content_filter" in reasons:
         return AsIncomplete("content_filter")

@@ -8,10 +8,13 @@ from typing import Any, Final
 import msgspec
 
 from .codec import MAX_DEPTH
+from .ending import LENGTH
 from .events import LEFT_OUT, Output, ParseError
 
 MAX_TEXT_BYTES: Final = 262_144
 MAX_MESSAGE_CHARACTERS: Final = 500
+
+_CUT_SHORT: Final = frozenset({*LENGTH, "content_filter"})
 
 
 def read_request(request: bytes | None) -> dict[str, Any] | None:
@@ -103,9 +106,8 @@ def _parsed(output: Output, message: dict[str, Any], reason: Any, response_forma
     value, problem = None, None
     if message.get("refusal"):
         problem = ParseError("refused", "the model has refused")
-    elif reason != "stop":
-        if output.tool_calls != "complete":
-            problem = ParseError("incomplete", "the answer was cut off")
+    elif not isinstance(reason, str) or reason in _CUT_SHORT:
+        problem = ParseError("incomplete", "the answer was cut off")
     elif (text := text_of(message)) or output.tool_calls is None:  # a call by name ends in `stop`, too
         value, problem = parse(text)
         if problem is None and response_format["type"] == "json_object" and not isinstance(value, dict):

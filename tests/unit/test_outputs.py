@@ -180,10 +180,16 @@ def test_any_json_will_do_for_a_schema() -> None:
     assert reason_of("stop", "[1]", JSON_SCHEMA) == ([1], None)
 
 
-@pytest.mark.parametrize("reason", ["length", "content_filter", None, "eos", 5, []])
+@pytest.mark.parametrize("reason", ["length", "model_length", "content_filter", None, 5, []])
 def test_what_was_cut_off_is_not_parsed(reason: Any) -> None:
     """Even if it happens to parse."""
     assert reason_of(reason, '{"a":1}') == (None, "incomplete")
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos_token", "end_turn"])
+def test_an_end_by_any_other_name_is_an_end(reason: str) -> None:
+    """Such a job has completed, so its JSON is whole."""
+    assert reason_of(reason, '{"a":1}') == ({"a": 1}, None)
 
 
 def test_a_refusal_is_not_parsed() -> None:
