@@ -900,7 +900,7 @@ class Model:
         top = self.top
         if self.status is None:
             return "MISSING", top
-        if attempt != self.attempt or self.owner not in {None, owner}:
+        if attempt != self.attempt or (self.owner or "") != owner:
             return "STALE", top
         if first + len(events) - 1 <= top:
             return "OK", top
@@ -979,7 +979,7 @@ class JobLogMachine(RuleBasedStateMachine):
         is_owner=st.sampled_from([True, True, True, False]),
     )
     def append(self, attempt: int, first: int, length: int, end: str, *, is_owner: bool) -> None:
-        owner = self.model.owner or "w1" if is_owner else "w3"
+        owner = self.model.owner or "" if is_owner else "w3"
         attempt = max(0, self.model.attempt + attempt)
         first = max(1, self.model.top + first)
         events = [

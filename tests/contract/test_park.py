@@ -117,6 +117,20 @@ async def test_what_was_parked_cannot_write(job_log: OpenedLog) -> None:
     assert await numbers(job_log) == [1]
 
 
+async def test_an_attempt_that_was_lost_cannot_write_while_the_one_after_it_is_parked(
+    job_log: OpenedLog,
+) -> None:
+    """The parked one's number is not counted, so it is the lost one's: the owner tells them apart."""
+    await submit(job_log)
+    await claim(job_log, lease_s=0)
+    assert (await claim(job_log, "w2", take_over=1)).attempt == 2
+    await append(job_log, 2, "b", attempt=2, owner="w2")
+    assert await park(job_log, owner="w2", attempt=2, top=2) == ("PARKED", None)
+    assert await append(job_log, 3, "late") == ("STALE", 2)
+    assert await append(job_log, 3, end="completed") == ("STALE", 2)
+    assert await numbers(job_log) == [1, 2]
+
+
 async def test_a_cancel_key_forbids_parking(job_log: OpenedLog) -> None:
     """Its worker ends the job, which it was told to."""
     await running(job_log)

@@ -15,8 +15,9 @@ local known = redis.call('HMGET', KEYS[1], 'attempt', 'owner', 'status')
 local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 local top = last and tonumber(string.match(last[1], '^%d+')) or 0
 if not known[1] then return {'MISSING', top, 0} end
--- Attempts count from 1 again in a record that was lost and made anew, so the owner counts, too.
-if known[1] ~= ARGV[1] or known[2] and known[2] ~= ARGV[2] then return {'STALE', top, 0} end
+-- Attempts count from 1 again in a record that was lost and made anew, and one that is parked is not counted: so
+-- the owner counts, too, and a queued job has none.
+if known[1] ~= ARGV[1] or (known[2] or '') ~= ARGV[2] then return {'STALE', top, 0} end
 local first, ttl, terminal = tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local fields_end = 7 + tonumber(ARGV[7])
 if first + #ARGV - fields_end - 1 <= top then return {'OK', top, 0} end
