@@ -248,7 +248,7 @@ class Fold:
 
     def state(self) -> dict[str, Any]:
         """All of it as JSON values, for `from_state`; to be encoded before anything else is added."""
-        choices = [_plain(self._choices[index]) for index in sorted(self._choices)]
+        choices = [_shown(self._choices[index]) for index in sorted(self._choices)]
         return {"top": self._top, "choices": choices, "usage": self._usage}
 
     @classmethod
@@ -355,7 +355,7 @@ def _said(value: Any) -> str:  # as above
 
 
 def _finished(choice: dict[str, Any]) -> dict[str, Any]:
-    finished: dict[str, Any] = _plain(choice)
+    finished = _shown(choice)
     finished.pop("usage", None)
     message = finished["message"]
     message["role"] = message.get("role") or "assistant"
@@ -371,6 +371,17 @@ def _finished(choice: dict[str, Any]) -> dict[str, Any]:
             if isinstance(call.get("function"), dict):
                 _finish_arguments(call["function"])
     return finished
+
+
+def _shown(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice as JSON, of which nothing grows. Only its message has texts in pieces; logprobs are large."""
+    return {key: _plain(value) if key == "message" else _fixed(value) for key, value in choice.items()}
+
+
+def _fixed(value: Any) -> Any:  # JSON, to which `_extend` adds at its top, or one below
+    if isinstance(value, dict):
+        return {key: list(item) if isinstance(item, list) else item for key, item in value.items()}
+    return list(value) if isinstance(value, list) else value
 
 
 def _finish_arguments(function: dict[str, Any]) -> None:

@@ -738,3 +738,25 @@ def test_a_log_can_begin_with_a_snapshot() -> None:
     completion = result.completion()
     assert completion is not None
     assert completion["choices"][0]["message"]["content"] == "Hello"
+
+
+def test_a_state_costs_what_its_texts_do() -> None:
+    """A writer takes one again and again: logprobs, which no text is in pieces of, are not walked through."""
+    fold = Fold()
+    entries = [{"token": "a", "top_logprobs": [{"token": "b"}] * 20} for _ in range(10)]
+    fold.add({"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": entries}}]})
+    shown = fold.state()["choices"][0]["logprobs"]["content"]
+    assert all(a is b for a, b in zip(shown, entries, strict=True))
+
+
+def test_what_was_shown_does_not_grow() -> None:
+    """Whatever is added afterwards."""
+    fold = Fold()
+    chunk = {
+        "choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [1]}, "token_ids": [1]}]
+    }
+    fold.add(chunk)
+    first = fold.completion()
+    before = msgspec.json.encode(first)
+    fold.add(chunk)
+    assert msgspec.json.encode(first) == before

@@ -19,6 +19,7 @@ from deltawire.keys import ACTIVE_TTL_S, LEASE_S
 from deltawire.log import AppendCode
 from deltawire_worker import flusher as flusher_module
 from deltawire_worker import writer as writer_module
+from deltawire_worker.writer import Snapshot
 from tests.support import sample_events as sample
 from tests.support.flusher_bench import OWNER, RECORD, Append, Bench, Rewrite, bench, settle
 from tests.support.sample_events import line, text_chunk
@@ -233,15 +234,37 @@ def test_whatever_is_lost_the_log_ends_up_whole(plan: list[str], ends_at: int) -
 
 
 @virtual_time
+async def test_a_long_stream_is_not_encoded_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot is of all that came: one after each stretch of the same length would be the square of it."""
+    encoded = 0
+
+    class Counting(Snapshot):
+        def __init__(self, number: int, fold: Fold) -> None:
+            nonlocal encoded
+            super().__init__(number, fold)
+            encoded += self.size
+
+    monkeypatch.setattr(writer_module, "Snapshot", Counting)
+    b, server = await bench(), Server()
+    job = Streamed(b)
+    for _ in range(200):
+        job.deltas(10, "a long text " * 20)
+        await settle()
+        await answer(b, server)
+    assert encoded < 2 * sum(map(len, job.lines))
+
+
+@virtual_time
 async def test_memory_has_its_bound() -> None:
-    """Two stretches of events, however long the job."""
+    """Two stretches of events, however long the job: each as long as the fold, or SNAPSHOT_BYTES."""
     b, server = await bench(), Server()
     job = Streamed(b)
     for _ in range(300):
         job.deltas(2)
         await settle()
         await answer(b, server)
-        assert kept_bytes(b) + b.writer.pending_bytes <= 2 * SNAPSHOT_BYTES + 2_000
+        stretch = max(SNAPSHOT_BYTES, len(msgspec.json.encode(job.fold.state())))
+        assert kept_bytes(b) + b.writer.pending_bytes <= 2 * stretch + 2_000
     assert sum(map(len, job.lines)) > 50 * SNAPSHOT_BYTES
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .flusher import Flusher
 
 MAX_PENDING_BYTES: Final = 4 * MAX_EVENT_BYTES
-SNAPSHOT_BYTES: Final = 131_072  # of events between two snapshots; two such stretches are kept
+SNAPSHOT_BYTES: Final = 131_072  # of events between two snapshots at the least; two such stretches are kept
 STALL_TIMEOUT_S: Final = 60.0
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ class JobWriter:
             size += len(event)
             number += 1
         self._grew(size)
-        if self._bytes_since_base > SNAPSHOT_BYTES:
+        # As far apart as they are large, so that a stream costs what it is long, not the square of it.
+        if self._bytes_since_base > max(SNAPSHOT_BYTES, (self._next_base or self._base).size):
             self._move_base(number - 1, fold)
 
     def _grew(self, size: int) -> None:
