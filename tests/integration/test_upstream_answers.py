@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final
 
+import httpx
 import pytest
 
+from deltawire_worker import upstream as upstream_module
 from deltawire_worker.upstreams import Upstream
 from tests.integration.test_generate import Bench, content, open_bench, request, text_of, types
 from tests.support.sample_events import text_chunk
@@ -245,6 +247,48 @@ async def test_what_is_no_answer_is_a_failure_that_tells_nothing_of_it(
     assert (last["type"], last["source"], last["error"]["code"]) == ("failed", "upstream", code)
     assert last["status_code"] == status
     assert last["completion"] is None
+
+
+async def test_an_error_page_that_does_not_end_is_left(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status has said it, and what came of the page."""
+    monkeypatch.setattr("deltawire_worker.upstream.PAGE_TIMEOUT_S", 0.3)
+    page = b'{"error":{"code":"too_long","message":"Too long."}}' + HOLD
+    [*_, last] = await ends(redis_url, answer(page, status="400 Bad"), options={"first_delta_timeout_s": 60})
+    assert (last["error"]["code"], last["status_code"]) == ("upstream_invalid_request", 400)
+    assert last["upstream_error"]["code"] == "too_long"
+
+
+async def test_a_coding_that_was_not_asked_for_fills_no_memory() -> None:
+    """A few bytes may stand for gigabytes; one coding within another is taken for what it is."""
+    comments = b": nothing\n" * 3_200_000
+    for body, kind in ((gzip.compress(comments), "gzip"), (zlib.compress(comments), "deflate")):
+        response = httpx.Response(200, headers={"Content-Encoding": kind}, stream=Raw(body))
+        pieces = [piece async for piece in upstream_module._body(response)]
+        assert max(map(len, pieces)) <= upstream_module.INFLATED_BYTES
+        assert b"".join(pieces) == comments
+    twice = gzip.compress(gzip.compress(comments))
+    response = httpx.Response(200, headers={"Content-Encoding": "gzip, gzip"}, stream=Raw(twice))
+    assert [piece async for piece in upstream_module._body(response)] == [twice]
+
+
+class Raw(httpx.AsyncByteStream):
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+
+async def test_a_cookie_is_not_taken(redis_url: str) -> None:
+    """It would go with the requests of everybody else."""
+    said = answer(GOOD, headers="Set-Cookie: session=1; Path=/\r\n")
+    async with asking(redis_url, said) as (bench, scripted):
+        for job_id in ("one", "two"):
+            await bench.run(job_id, request())
+    assert len(scripted.requests) == 2
+    assert not any(b"\r\ncookie:" in sent.lower() for sent in scripted.requests)
 
 
 IN_STREAM: Final = {

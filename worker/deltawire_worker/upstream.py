@@ -5,8 +5,10 @@ What it says when it refuses is `refusal.py`'s to read.
 
 import asyncio
 import time
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, cast
 from urllib.request import getproxies
 
@@ -31,6 +33,8 @@ MAX_MODELS_BYTES: Final = 4_194_304
 MAX_CHUNK_BYTES: Final = MAX_EVENT_BYTES - 1_024
 DONE: Final = b"[DONE]"
 DRAIN_TIMEOUT_S: Final = 0.25
+PAGE_TIMEOUT_S: Final = 5.0
+INFLATED_BYTES: Final = 65_536
 
 Chunk = tuple[dict[str, Any], bytes]
 """A chat.completion.chunk, and the bytes of it to publish."""
@@ -67,9 +71,7 @@ class Stream:
 
         Raises UpstreamError; what came before it has been handed out.
         """
-        encoded = self._response.headers.get("Content-Encoding", "identity") != "identity"
-        source = self._response.aiter_bytes() if encoded else self._response.aiter_raw()
-        async with aclosing(cast("AsyncGenerator[bytes]", source)):
+        async with aclosing(_body(self._response)) as source:
             try:
                 head = await self._head(source)
                 if head is None:
@@ -188,6 +190,8 @@ class UpstreamClient:
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             headers={"Accept": "text/event-stream", "Accept-Encoding": "identity", "User-Agent": "deltawire"},
+            # None is taken: it would go with everybody's requests from then on.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
         )
 
@@ -261,14 +265,46 @@ class UpstreamClient:
 async def _page(response: httpx.Response, max_bytes: int) -> bytes:
     """As much of a body as is of interest, and as came."""
     body = b""
-    try:
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > max_bytes:
-                break
-    except httpx.HTTPError:
-        pass  # the status says enough
+    async with aclosing(_body(response)) as source:
+        # The status says enough.
+        with suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(PAGE_TIMEOUT_S):
+                async for piece in source:
+                    body += piece
+                    if len(body) > max_bytes:
+                        break
     return body
+
+
+def _body(response: httpx.Response) -> AsyncGenerator[bytes]:
+    """The body as it is meant. We ask for no coding; gzip and deflate are read all the same."""
+    source = cast("AsyncGenerator[bytes]", response.aiter_raw())
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    return _inflated(source) if coding in {"gzip", "x-gzip", "deflate"} else source
+
+
+async def _inflated(source: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """A compressed body, in pieces of INFLATED_BYTES at the most: a few bytes can stand for gigabytes."""
+    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)  # gzip, or zlib as "deflate" means
+    is_first = True
+    async with aclosing(source):
+        async for data in source:
+            while True:
+                try:
+                    piece = inflater.decompress(data, INFLATED_BYTES)
+                except zlib.error as error:
+                    if not is_first:
+                        raise httpx.DecodingError("the gateway's compression is broken") from error
+                    inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # as some mean it
+                    is_first = False
+                    continue
+                is_first = False
+                if piece:
+                    yield piece
+                data = inflater.unconsumed_tail  # noqa: PLW2901 - what is left of it
+                if not data and len(piece) < INFLATED_BYTES:
+                    break
+                await asyncio.sleep(0)
 
 
 def _too_large() -> UpstreamError:
