@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from celery.utils import uuid
+from kombu.entity import Queue
 from redis import Redis
 
 from deltawire.queue import QUEUE as OUR_QUEUE
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.system import (
+    QUORUM,
+    TASK,
     UPSTREAM_API_KEY,
     System,
     backend_app,
@@ -101,6 +105,25 @@ async def test_a_parked_job_comes_back_by_itself(system: System) -> None:
             assert message.payload[0] == [{"job_id": job_id, "status": "completed"}]
             with pytest.raises(done.Empty):
                 await asyncio.to_thread(done.get, timeout=0.5)
+
+
+async def test_what_comes_after_a_parked_job_comes(system: System) -> None:
+    """The rest of its chain: what its message said besides the job is said by the one that comes back."""
+    with backend_app(system.broker_url) as backend:
+        queue: Any = OUR_QUEUE
+        if system.broker_url.startswith("amqp"):
+            # kombu has few types
+            queue = Queue(OUR_QUEUE, queue_arguments=QUORUM)  # type: ignore[no-untyped-call]
+        job = backend.signature(TASK, kwargs={"request": refused_once(2)}, queue=queue)
+        job_id = uuid()
+        job.set(task_id=job_id)
+        then = backend.signature("some.next", queue="parked-next")
+        await asyncio.to_thread((job | then).apply_async)
+        assert check_whole(await watch(system, job_id, timeout_s=60))["type"] == "completed"
+        with backend.connection_for_read() as connection, connection.SimpleQueue("parked-next") as done:
+            message = await asyncio.to_thread(done.get, timeout=20)
+            message.ack()
+            assert message.payload[0] == [{"job_id": job_id, "status": "completed"}]
 
 
 @pytest.mark.parametrize("system", ["redis"], indirect=True)

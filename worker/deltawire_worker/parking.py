@@ -90,7 +90,7 @@ class Parking:
         return len(self._jobs)
 
     def put(self, job_id: str, delay_s: float, **message: Any) -> None:
-        """Sends the job's message after the delay; `message` is what it had besides (`link`)."""
+        """Sends the job's message after the delay; `message` is what it said besides (`link`, `chain`)."""
         if len(self._jobs) < MAX_PARKED:
             due = asyncio.get_running_loop().time() + delay_s
             heapq.heappush(self._jobs, (due, next(self._order), job_id, message))

@@ -44,6 +44,13 @@ class PrivateRequest(Request):  # type: ignore[misc] # Celery ships no types
         return info
 
 
+def _besides(context: Context) -> dict[str, Any]:
+    """What a message says besides its job (link, chain, group, expiry …), for one in its place."""
+    said: dict[str, Any] = context.as_execution_options()  # what Celery's own `retry` hands on
+    ours = {"task_id", "headers", "origin"}
+    return {name: value for name, value in said.items() if value is not None and name not in ours}
+
+
 def register(app: Celery) -> None:
     """Adds the task to `app`, which has `generator` and its `generator_loop` when it runs."""
 
@@ -72,7 +79,7 @@ def register(app: Celery) -> None:
             if outcome.again_in_s is not None:
                 # This message is done with; another one comes in time, and its end is the job's.
                 parking: Parking = app.parking
-                parking.put(job_id, outcome.again_in_s, link=context.callbacks, link_error=context.errbacks)
+                parking.put(job_id, outcome.again_in_s, **_besides(context))
                 raise Ignore
             if outcome.code is not None:
                 raise JobFailedError(outcome.code)
