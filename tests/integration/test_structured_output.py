@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from deltawire.ending import AsCancelled, AsCompleted, AsFailed, Ending
 from deltawire.errors import WireError
-from deltawire.events import Output
+from deltawire.events import Output, ParseError
 from deltawire.fold import Fold
 from deltawire.record import CancelRequest
 from deltawire_worker.structured_output import StructuredOutput
@@ -169,6 +170,36 @@ async def test_work_without_end_is_given_up(structured: StructuredOutput) -> Non
     assert ticks > 10
     assert (await after)[1] is None
     ticking.cancel()
+
+
+async def test_a_schema_is_given_up_once_for_all_choices(
+    structured: StructuredOutput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred of them would keep everybody else from the process, and the job from its end."""
+    asked = 0
+    ask = structured._process.ask
+
+    def counting(question: bytes) -> ParseError | None:
+        nonlocal asked
+        asked += 1
+        return ask(question)
+
+    monkeypatch.setattr(structured._process, "ask", counting)
+    request = {"response_format": {"type": "json_schema", "json_schema": {"schema": doubling(60)}}}
+    outputs = await structured.outputs(AsCompleted(), folded(*['"x"'] * 9, "no"), request)
+    assert [output.parse_error and output.parse_error.reason for output in outputs] == [
+        *["too_large"] * 9,
+        "not_json",
+    ]
+    assert asked == 1
+
+
+async def test_its_process_leaves_no_core(structured: StructuredOutput) -> None:
+    """It dies of its limits, with other people's answers in its memory."""
+    await compare(structured, SCHEMA, FINE)
+    process = structured._process._process
+    assert process is not None
+    assert resource.prlimit(process.pid, resource.RLIMIT_CORE) == (0, 0)
 
 
 async def test_a_schema_that_is_too_large(structured: StructuredOutput) -> None:

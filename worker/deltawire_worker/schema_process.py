@@ -52,6 +52,7 @@ def check(schema: Any, text: str) -> dict[str, str]:
 def main() -> None:
     """Answers until its input ends. It dies where a question takes more than CPU_S, or too much memory."""
     with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold what people have asked and got
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
     for line in sys.stdin.buffer:

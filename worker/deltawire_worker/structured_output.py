@@ -51,18 +51,28 @@ class StructuredOutput:
         if schema is None:
             return outputs
         texts = {choice["index"]: text_of(choice["message"]) for choice in completion["choices"]}
-        return [await self._compared(output, schema, texts[output.index]) for output in outputs]
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        compared: list[Output] = []
+        for output in outputs:
+            # What was too much for one choice is too much for the others: they have the same schema.
+            is_given_up = any(before.parse_error == _TOO_LONG for before in compared)
+            compared.append(
+                await self._compared(output, schema, texts[output.index], -1 if is_given_up else deadline)
+            )
+        return compared
 
-    async def _compared(self, output: Output, schema: Any, text: str) -> Output:
+    async def _compared(self, output: Output, schema: Any, text: str, deadline: float) -> Output:
         if output.parse_error is not None or not text:
             return output
+        loop = asyncio.get_running_loop()
         question = msgspec.json.encode({"schema": schema, "text": text}) + b"\n"
         if len(question) > MAX_QUESTION_BYTES:
             problem: ParseError | None = ParseError("too_large", "the schema is too large")
+        elif loop.time() >= deadline:
+            problem = _TOO_LONG
         else:
-            loop = asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(WAIT_S):
+                async with asyncio.timeout_at(deadline):
                     problem = await loop.run_in_executor(self._thread, self._process.ask, question)
             except TimeoutError:
                 problem = _TOO_LONG
