@@ -242,6 +242,19 @@ async def test_the_time_that_a_job_was_parked_counts(bench: Bench) -> None:
     assert (await bench.ended("job"))[-1]["incomplete_details"] == {"reason": "total_timeout"}
 
 
+async def test_an_attempt_whose_time_is_over_when_it_comes_back_asks_nobody(bench: Bench) -> None:
+    """Nor is anything paid for it. A connection that is open would take the request at once."""
+    await bench.run("warm", request(deltas=1))
+    await bench.run("job", request(fault="status", status=429, retry_after="60", fail_first=1))
+    asked = len(bench.gateway.records)
+    began = {"not_before": 1, "attempt_began_at": time.time() - 9_999}
+    await bench.redis.hset(META, mapping=began)
+    assert await bench.run("job") == Outcome("failed", "total_timeout")
+    await asyncio.sleep(0.2)
+    assert len(bench.gateway.records) == asked
+    assert (await bench.ended("job"))[-1]["usage_source"] == "unavailable"
+
+
 async def test_a_bare_job_can_be_parked(bench: Bench) -> None:
     """Its record has the request; the message that comes again has no body."""
     body = request(deltas=3, fault="status", status=429, retry_after="30", fail_first=1)

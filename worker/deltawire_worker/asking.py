@@ -55,7 +55,7 @@ class Asker:
         budget = self._budgets[upstream.name]
         failure: WireError | Park | None = None
         async with run:
-            while True:
+            while run.cause is None:  # its time may have passed while it was parked
                 try:
                     failure = await self._try(run, question, body)
                 except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
