@@ -279,3 +279,22 @@ def test_no_json_makes_the_reader_fail(answer: Any, status: int) -> None:
         said_in_stream(answer),
     ):
         assert json.dumps(error.error.message)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "abcd+ef/0123456789==",
+        "abcd%2Bef%2F0123456789%3D%3D",
+        "abcd+ef/0123…",
+        "0123456789==",
+        "zzzzyyyyxxxxwwww",
+    ],
+)
+def test_a_piece_of_a_secret_is_kept_back_too(said: str) -> None:
+    """A key's beginning, a header's token without its scheme, and what stands in an address."""
+    body = json.dumps({"error": {"message": f"no key {said} here", "code": said}}).encode()
+    secrets = ("abcd+ef/0123456789==", "Token zzzzyyyyxxxxwwww")
+    error = refusal(400, httpx.Headers(), body, secrets=secrets, now=0)
+    assert error.error.message == "the gateway refuses the request"
+    assert error.details is None or error.details.code is None

@@ -7,6 +7,7 @@ of an error object where they are plain short words, and its message where that 
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
+from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -16,6 +17,7 @@ from deltawire.events import UpstreamErrorDetails
 from .retry_after import retry_after_s
 
 MAX_MESSAGE_CHARACTERS: Final = 500
+PIECE_CHARACTERS: Final = 12
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
 _PARAM: Final = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,256}")
@@ -222,14 +224,24 @@ def _details(error: Any, secrets: Collection[str]) -> UpstreamErrorDetails | Non
 def _message(error: Any, secrets: Collection[str]) -> str:
     """An error object's message, fit for the caller; empty for anything else, and if it holds our secrets."""
     message = error.get("message") if isinstance(error, dict) else None
-    if not isinstance(message, str) or _holds(message, secrets):
+    if not isinstance(message, str):
+        return ""
+    message = message[: 4 * MAX_MESSAGE_CHARACTERS]  # pages may be long
+    if _holds(message, secrets):
         return ""
     message = "".join(character if character.isprintable() else " " for character in message)
     return _SECRET.sub("***", message)[:MAX_MESSAGE_CHARACTERS].strip()
 
 
 def _holds(text: str, secrets: Collection[str]) -> bool:
-    return any(secret in text for secret in secrets if secret)
+    """Whether a secret is in it, or so many characters of one in a row: some repeat a key's beginning."""
+    texts = (text, unquote_plus(text))
+    return any(
+        secret[start : start + PIECE_CHARACTERS] in each
+        for secret in filter(None, secrets)
+        for start in range(max(1, len(secret) - PIECE_CHARACTERS + 1))
+        for each in texts
+    )
 
 
 def _by_name(details: UpstreamErrorDetails | None) -> str:
