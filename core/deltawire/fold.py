@@ -29,7 +29,7 @@ _FIRST_STAYS: Final = frozenset({"id", "created", "model"})
 # Parts of these types grow (Mistral's reasoning models send content as a list of them).
 _GROWING_PARTS: Final = frozenset({"text", "thinking"})
 _MAX_PIECES: Final = 512
-_MAX_INDEX: Final = 1 << 31
+_MAX_INDEX: Final = 4_095  # far beyond any `n`: each look at the fold looks at all choices
 
 
 class _Text:
