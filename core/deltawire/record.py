@@ -1,11 +1,14 @@
 """A job's record: the hash that is the truth about it (PROTOCOL.md §3.1), and what its cancel key says."""
 
+from typing import Final
+
 import msgspec
 
 from .events import TERMINAL_STATUSES, Timings
 from .options import Options
 
 Field = str | bytes | float
+MAX_REASON_CHARACTERS: Final = 255
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True):
@@ -121,6 +124,7 @@ def decode_cancel(value: bytes) -> CancelRequest | None:
     if not value:
         return None
     try:
-        return msgspec.json.decode(value, type=CancelRequest)
+        request = msgspec.json.decode(value, type=CancelRequest)
+        return msgspec.structs.replace(request, reason=request.reason[:MAX_REASON_CHARACTERS])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return CancelRequest()

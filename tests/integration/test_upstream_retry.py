@@ -9,9 +9,11 @@ from typing import Any, Final
 import pytest
 
 from deltawire.background import in_background
+from deltawire.events import MAX_EVENT_BYTES
 from deltawire.gateway import Gateway
 from deltawire.keys import Keys
 from deltawire.models import read_models
+from deltawire.options import Options
 from deltawire.sweeper import Sweeper
 from deltawire_worker import generate as generate_module
 from deltawire_worker.models import Catalogue
@@ -247,8 +249,7 @@ async def test_an_attempt_whose_time_is_over_when_it_comes_back_asks_nobody(benc
     await bench.run("warm", request(deltas=1))
     await bench.run("job", request(fault="status", status=429, retry_after="60", fail_first=1))
     asked = len(bench.gateway.records)
-    began = {"not_before": 1, "attempt_began_at": time.time() - 9_999}
-    await bench.redis.hset(META, mapping=began)
+    await bench.redis.hset(META, mapping={"not_before": 1, "attempt_began_at": time.time() - 9_999})
     assert await bench.run("job") == Outcome("failed", "total_timeout")
     await asyncio.sleep(0.2)
     assert len(bench.gateway.records) == asked
@@ -448,6 +449,22 @@ async def test_a_job_goes_to_the_upstream_of_its_model(redis_url: str) -> None:
             assert [r.client_request_id for r in other.records] == ["a", "b"]
             assert [r.client_request_id for r in plain.records] == ["c", "d"]
             assert (await bench.ended("b"))[-1]["completion"]["model"] == "m1"
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"5"])
+async def test_a_record_without_a_request_ends_as_the_requests_fault(bench: Bench, body: bytes) -> None:
+    """Its worker died before it could say so, and the message that comes again has no arguments."""
+    await bench.log.submit("job", request=body, options=Options(), digest="", created_at=time.time())
+    assert await bench.run("job") == Outcome("failed", "invalid_request")
+    assert (await bench.ended("job"))[-1]["source"] == "request"
+
+
+async def test_a_cancel_key_of_any_length_makes_an_event_that_is_one(bench: Bench) -> None:
+    """Whoever sets it by hand may write what he likes."""
+    await bench.submit("job", request())
+    await bench.redis.set("dw:{job}:cancel", json.dumps({"reason": "x" * 300_000}))
+    assert await bench.run("job") == Outcome("cancelled")
+    assert len((await bench.lines("job"))[-1]) < MAX_EVENT_BYTES
 
 
 async def test_a_model_that_no_upstream_has_is_the_requests_fault(redis_url: str) -> None:

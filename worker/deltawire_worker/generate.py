@@ -24,7 +24,7 @@ from deltawire.events import Failed, Queued, Restarted
 from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import LEASE_S, is_job_id
 from deltawire.log import AppendCode, Claim, JobLog
-from deltawire.options import Options
+from deltawire.options import Options, check_request
 from deltawire.outputs import read_request
 from deltawire.record import CancelRequest, Record
 from deltawire.recover import End, NextAttempt, recover
@@ -270,10 +270,13 @@ class Generator:
         return await self._end(run, ending)
 
     def _question(self, record: Record) -> Question | WireError:
-        """What to ask whom; or `unknown_upstream`, `unknown_model`."""
-        request: dict[str, Any] = msgspec.json.decode(record.request or b"{}")
+        """What to ask whom; or `unknown_upstream`, `unknown_model`.
+
+        `invalid_request` where a worker died before it could say so.
+        """
         try:
-            upstream, model = self._upstreams.route(record.options.upstream, str(request.get("model", "")))
+            request = check_request(msgspec.json.decode(record.request or b"null"))
+            upstream, model = self._upstreams.route(record.options.upstream, request["model"])
         except WireError as error:
             return error
         return Question(upstream, request, model)
