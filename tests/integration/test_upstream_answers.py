@@ -359,6 +359,18 @@ async def test_usage_in_every_chunk_ends_nothing_early(
     assert last["incomplete_details"] == {"reason": "idle_timeout"}
 
 
+async def test_a_choice_that_has_not_begun_is_waited_for(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that counts as it goes, and answers one choice after the other, has not said all."""
+    monkeypatch.setattr("deltawire_worker.run.LINGER_S", 0.1)
+    first = data({**text_chunk("One"), "usage": USAGE}, {**STOP, "usage": USAGE}, end=HOLD)
+    async with asking(redis_url, answer(first)) as (bench, _):
+        await bench.run("job", request() | {"n": 2}, {"idle_timeout_s": 0.8, "max_retries": 0})
+        last = (await bench.ended("job"))[-1]
+    assert last["timings"]["total_s"] >= 0.7  # not LINGER_S
+
+
 async def test_a_gateway_that_does_not_take_the_request_is_given_up(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

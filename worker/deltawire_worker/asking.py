@@ -30,6 +30,12 @@ class Question(msgspec.Struct, frozen=True):
     request: dict[str, Any]
     model: str
 
+    @property
+    def choices(self) -> int:
+        """How many it asks for."""
+        wanted = self.request.get("n")
+        return wanted if isinstance(wanted, int) and wanted > 1 else 1
+
 
 class Asker:
     """Asks upstreams for all jobs of a worker process."""
@@ -100,7 +106,7 @@ class Asker:
             was_asked, run.was_asked = run.was_asked, True
             try:
                 async with self._client.open(upstream, body, job_id=run.job_id) as stream:
-                    await self._read(run, stream)
+                    await self._read(run, stream, wanted=question.choices)
             except UpstreamError as error:
                 if error.is_refusal:
                     run.was_asked = was_asked
@@ -123,8 +129,8 @@ class Asker:
         finally:
             places.release()
 
-    async def _read(self, run: Run, stream: Stream) -> None:
-        """The token loop. Raises UpstreamError."""
+    async def _read(self, run: Run, stream: Stream, *, wanted: int) -> None:
+        """The token loop; `wanted` choices are to come. Raises UpstreamError."""
         fold, writer = run.fold, run.writer
         async for batch in stream.batches():
             now = time.time()
@@ -132,7 +138,7 @@ class Asker:
             for chunk, _ in batch:
                 fold.add(chunk)
             writer.put_deltas([line for _, line in batch], now, fold)
-            if fold.usage is not None and is_finished(fold):
+            if fold.usage is not None and is_finished(fold, wanted):
                 run.saw_all()
             if writer.is_full:
                 with run.not_listening():
@@ -154,10 +160,10 @@ class Asker:
         return None
 
 
-def is_finished(fold: Fold) -> bool:
-    """Whether every choice has its finish_reason."""
+def is_finished(fold: Fold, wanted: int = 1) -> bool:
+    """Whether every choice has its finish_reason, and there are as many as were wanted."""
     reasons = fold.finish_reasons()
-    return bool(reasons) and None not in reasons
+    return len(reasons) >= wanted and None not in reasons
 
 
 def _stopped(fold: Fold) -> dict[str, Any]:
