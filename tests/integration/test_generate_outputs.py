@@ -40,6 +40,27 @@ async def test_json_is_compared_with_its_schema(bench: Bench) -> None:
         assert (output["parse_error"] or {}).get("reason") == reason
 
 
+async def test_a_worker_that_stops_while_it_compares_has_completed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is over: nothing was stopped, and nothing is to be asked again."""
+    comparing = asyncio.Event()
+    outputs = bench.generator._structured_output.outputs
+
+    async def slow(*args: Any) -> Any:
+        if not comparing.is_set():
+            comparing.set()
+            await asyncio.Event().wait()  # strangers' schemas are before it
+        return await outputs(*args)
+
+    monkeypatch.setattr(bench.generator._structured_output, "outputs", slow)
+    task = bench.start("job", request(deltas=3), {"restart": "always"})
+    await comparing.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert (await last(bench))["type"] == "completed"
+
+
 async def test_tool_calls_are_marked(bench: Bench) -> None:
     """Whole where the gateway said so; those of a stream that was cut off are not."""
     whole = {"tools": [TOOL], "tool_choice": "required"}

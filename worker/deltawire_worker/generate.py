@@ -147,6 +147,8 @@ class Generator:
         elif why is Cancellation.REVOKED:
             request = CancelRequest("task_revoked")
             await self._end(run, AsCancelled(request, time.time(), run.upstream_closed_at))
+        elif run.ending is not None:  # it was over; how its outputs are was still being looked at
+            await self._end(run, run.ending)
         elif why is Cancellation.TIME_LIMIT:
             await self._end(run, at_deadline("total_timeout", run.fold))
         else:
@@ -326,6 +328,7 @@ class Generator:
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while ending is not None:
+                    run.ending = ending
                     outputs = await self._structured_output.outputs(ending, run.fold, request)
                     now = time.time()
                     event = terminal_event(

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from deltawire.codec import encode
-from deltawire.ending import Deadline
+from deltawire.ending import Deadline, Ending
 from deltawire.events import InProgress, Queued, Restarted, Retrying, Timings
 from deltawire.fold import Fold
 from deltawire.log import AppendCode
@@ -68,6 +68,8 @@ class Run:
         self.retries = record.retries
         self.waited_s = record.waited_s
         self.is_parked = False
+        self.ending: Ending | None = None
+        """How it has ended, once that is known."""
         self.was_asked = False
         """Whether the upstream was, and has not refused: what it was asked is paid."""
         self.unanswered_renewals = 0
