@@ -5,10 +5,13 @@ BODY_TIMEOUT_S more. An Upgrade is a request, so this holds until it is handed t
 """
 
 import asyncio
+import sys
 from collections import deque
 from typing import Final
 
+import httptools
 import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from deltawire.errors import WireError
@@ -58,6 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if not self._is_refused:
             self._unread += len(data)
+            self._data = data
             super().data_received(data)
             self._watch()
 
@@ -74,6 +78,28 @@ class HttpProtocol(HttpToolsProtocol):
             # Line ends between requests begin none, and have taken uvicorn's deadline away.
             self._set_deadline(HEADERS_TIMEOUT_S)
         self._has_moved = False
+        if self.pipeline and (not self._is_in_request or len(self.cycle.body) <= HIGH_WATER_LIMIT):
+            # uvicorn reads nothing while a request waits, not even that the client has gone.
+            self.flow.resume_reading()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade that we do not have (h2c, which the JDK's client offers) is declined: HTTP/1.1 goes on.
+
+        The parser has stopped behind the headers, and holds the body for another protocol. So another one
+        gets the request, without the offer.
+        """
+        stopped = sys.exception()
+        if self._is_refused or not self._declines_upgrade or stopped is None:
+            return
+        lines = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        request = b"%s %s HTTP/%s\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        super().data_received(b"".join([request, *lines, b"\r\n", self._data[stopped.args[0] :]]))
 
     def handle_websocket_upgrade(self) -> None:
         if self._is_refused:
@@ -97,7 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread = 0
 
     def on_headers_complete(self) -> None:
-        if self._is_refused:
+        if self._is_refused or self._declines_upgrade:
             return
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEADER_BYTES:
@@ -119,11 +145,16 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_refused:
+        if not (self._is_refused or self._declines_upgrade):
             self._is_in_request, self._has_moved = False, True
             super().on_message_complete()
 
     # Inside.
+
+    @property
+    def _declines_upgrade(self) -> bool:
+        is_offered = self.parser.should_upgrade() and b"upgrade" in dict(self.headers)
+        return is_offered and not self._should_upgrade()
 
     @property
     def _is_answering(self) -> bool:

@@ -38,6 +38,7 @@ class FakeTransport(asyncio.Transport):
         self.closed_by = ""
         self.closing = asyncio.Event()
         self.has_sent_eof = False
+        self.is_read = True
 
     def write(self, data: Any) -> None:
         is_stuck = self.get_write_buffer_size() > 0
@@ -83,8 +84,11 @@ class FakeTransport(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert high == 0
 
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
 
 
 class Upgraded(asyncio.Protocol):
@@ -341,6 +345,83 @@ async def test_an_upgrade_is_handed_over_without_deadlines() -> None:
     assert isinstance(transport.protocol, Upgraded)
     await asyncio.sleep(10 * BODY_TIMEOUT_S)
     assert not transport.is_closing()
+
+
+H2C = (
+    b"Host: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "size"),
+    [
+        (b"POST / HTTP/1.1\r\n" + H2C + b"Content-Length: 10\r\n\r\n0123456789", b"    10"),
+        (
+            b"POST / HTTP/1.1\r\n" + H2C + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            b"     3",
+        ),
+        (b"GET / HTTP/1.1\r\n" + H2C + b"\r\n", b"     0"),
+        (b"POST / HTTP/1.0\r\n" + H2C + b"Content-Length: 1\r\n\r\nx", b"     1"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 1_000])
+def test_an_upgrade_that_we_do_not_have_is_declined(request_: bytes, size: bytes, step: int) -> None:
+    """The JDK's client offers h2c at first: its request is answered, body and all, and so is the next."""
+
+    @virtual_time
+    async def check() -> None:
+        protocol, transport = connect()
+        for start in range(0, len(request_), step):
+            protocol.data_received(request_[start : start + step])
+        await asyncio.sleep(1)
+        assert transport.sent.count(b"HTTP/1.1 ") == 1
+        assert transport.sent.startswith(b"HTTP/1.1 200 ")
+        assert transport.sent.endswith(b"\r\n\r\n" + size)
+        if b"HTTP/1.0" not in request_:
+            protocol.data_received(POST + b"0123456789")
+            await asyncio.sleep(1)
+            assert transport.sent.endswith(b"\r\n\r\n    10")
+            assert await closes_after(transport) == pytest.approx(KEEP_ALIVE_S - 1)
+
+    check()
+
+
+@virtual_time
+async def test_an_upgrade_that_we_do_not_have_keeps_the_deadlines() -> None:
+    """Of the body, and of headers without end."""
+    protocol, transport = connect()
+    protocol.data_received(b"POST / HTTP/1.1\r\n" + H2C + b"Content-Length: 10\r\n\r\n01")
+    assert await closes_after(transport) == pytest.approx(BODY_TIMEOUT_S + LINGER_S + 2 * LATE_S)
+    assert answer(transport) == (408, "request_timeout")
+    protocol, transport = connect()
+    protocol.data_received(b"POST / HTTP/1.1\r\n" + H2C + b"X: %s\r\n\r\n" % (b"x" * MAX_HEADER_BYTES))
+    assert answer(transport) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "is_read"),
+    [
+        (REQUEST, True),
+        (POST, True),
+        (POST + b"0123456789", True),
+        (POST.replace(b"10", b"90000") + b"x" * 90_000, True),
+        (POST.replace(b"10", b"90000") + b"x" * 80_000, False),  # it has a deadline
+    ],
+)
+def test_a_client_is_listened_to_while_a_request_waits(waiting: bytes, is_read: bool) -> None:
+    """Else nobody would hear that it has gone."""
+
+    @virtual_time
+    async def check() -> None:
+        protocol, transport = connect(Endless())
+        protocol.data_received(REQUEST)
+        await asyncio.sleep(1)
+        protocol.data_received(waiting)
+        assert transport.is_read is is_read
+        transport.abort()
+        await asyncio.sleep(1)
+
+    check()
 
 
 @pytest.mark.parametrize("second", [REQUEST, UPGRADE + b"\r\n", POST, b"\x00"])
