@@ -87,6 +87,11 @@ class Hub:
         self._news = asyncio.Event()
 
     @property
+    def is_listening(self) -> bool:
+        """Whether it has subscribed: from then on workers see that the job is watched."""
+        return self._subscribing is not None and self._subscribing.done()
+
+    @property
     def is_live(self) -> bool:
         """Whether it follows a job that has not ended, and reads nothing just now."""
         return self.record is not None and self._is_following

@@ -96,6 +96,10 @@ class Jobs:
             await self._queue.enqueue(job_id)
         return submitted.status
 
+    async def mark_watched(self, job_id: str) -> None:
+        """Says that somebody waits for a job to which nobody listens here. Raises RedisUnavailableError."""
+        await self._log.mark_watched(job_id)
+
     async def describe(self, job_id: str, principal: Principal) -> dict[str, Any]:
         """The job as `GET /v1/jobs/{id}` shows it; never the request.
 

@@ -78,6 +78,8 @@ class OpenAIApi:
         try:
             hub.subscribers.add(subscriber)
             await subscriber.open()
+            if asked.options.on_abandon == "cancel" and not hub.is_listening:
+                await self._jobs.mark_watched(job_id)
             await self._jobs.submit(job_id, asked.request, asked.options, principal)
         except BaseException:
             close()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from deltawire.errors import RedisUnavailableError
 from deltawire.log import JobLog
@@ -30,11 +31,10 @@ class Standby:
         self._hubs = hubs
         self._log = log
         self._feed = feed
+        self._marked_at: WeakKeyDictionary[Hub, float] = WeakKeyDictionary()
 
     async def keep(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
-        marked_at = -math.inf
         is_reading = False
         while True:
             await asyncio.sleep(READ_INTERVAL_S)
@@ -42,9 +42,7 @@ class Standby:
                 is_reading = False
                 continue
             try:
-                if loop.time() - marked_at >= MARK_INTERVAL_S:
-                    await self.mark_watched()
-                    marked_at = loop.time()
+                await self.mark_watched(again_after_s=MARK_INTERVAL_S)
                 if self._feed.undelivered_s >= DEGRADED_AFTER_S:
                     if not is_reading:
                         _log.warning("pub/sub brings nothing; reading the logs instead")
@@ -62,11 +60,18 @@ class Standby:
                 if hub := self._hubs.find(job_id):  # it may have been released meanwhile
                     hub.read_on(lines)
 
-    async def mark_watched(self) -> None:
-        """Leaves the marks. Raises RedisUnavailableError."""
-        watched = [hub.job_id for hub in self._hubs if _ends_unwatched(hub)]
-        for start in range(0, len(watched), HUBS_AT_ONCE):
-            await asyncio.gather(*map(self._log.mark_watched, watched[start : start + HUBS_AT_ONCE]))
+    async def mark_watched(self, *, again_after_s: float = 0) -> None:
+        """Leaves the marks, but for those younger than `again_after_s`. Raises RedisUnavailableError."""
+        now = asyncio.get_running_loop().time()
+        due = [
+            hub
+            for hub in self._hubs
+            if _ends_unwatched(hub) and now - self._marked_at.get(hub, -math.inf) >= again_after_s
+        ]
+        for start in range(0, len(due), HUBS_AT_ONCE):
+            hubs = due[start : start + HUBS_AT_ONCE]
+            await asyncio.gather(*(self._log.mark_watched(hub.job_id) for hub in hubs))
+            self._marked_at.update(dict.fromkeys(hubs, now))
 
 
 def _ends_unwatched(hub: Hub) -> bool:

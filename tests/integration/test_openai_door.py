@@ -385,6 +385,25 @@ async def test_a_client_that_goes_away_is_a_reader_no_more(
     assert "rror" not in relay.log  # it is no fault of anybody's
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_job_is_watched_while_pub_sub_is_not_to_be_had(
+    jobs: Producer, redis_server: RedisServer, stream: bool
+) -> None:
+    """A relay that cannot subscribe says so before there is a job that a worker could take for abandoned."""
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        with RelayProcess(redis_server.url) as relay:
+            try:
+                await client.acl_setuser("default", enabled=True, commands=["-subscribe"])
+                await client.client_kill_filter(_type="pubsub")
+                async with asked(relay.url, jobs, stream=stream) as it:
+                    assert await client.exists(f"dw:{{{it.job.job_id}}}:watched")
+                    await it.job.chunks(CHUNKS[0])
+                    await it.job.end()
+                    assert (await it.answered()).status_code == 200
+            finally:
+                await client.acl_setuser("default", enabled=True, commands=["+subscribe"])
+
+
 async def test_the_same_key_is_the_same_job(relay: RelayProcess, jobs: Producer) -> None:
     """A repeat attaches, from the start, while it runs and when it has ended, streamed or whole (§5.2)."""
     key = uuid.uuid4().hex

@@ -280,6 +280,24 @@ async def test_watched_jobs_are_marked_while_the_feed_is_away() -> None:
         assert marks.written == [mark] * 3
 
 
+@virtual_time
+async def test_a_reader_that_comes_while_the_feed_is_away_is_marked_at_once() -> None:
+    """Not with the others: a worker would long have seen nobody."""
+    redis = FakeRedis()
+    redis.on_abandon = "cancel"
+    started(redis)
+    hubs = hubs_of(redis)
+    async with standing_by(redis, hubs) as marks:
+        redis.feed.lose()
+        await asyncio.sleep(MARK_INTERVAL_S / 2)
+        assert marks.written == []
+        await attach(hubs)
+        await asyncio.sleep(SOON_S)
+        assert len(marks.written) == 1
+        await asyncio.sleep(MARK_INTERVAL_S / 2)
+        assert len(marks.written) == 1
+
+
 @pytest.mark.parametrize("case", ["continues", "unwatched", "ended", "unknown"])
 def test_other_jobs_cost_nothing(case: str) -> None:
     """A job that goes on without viewers, that has none here, that has ended or that nobody knows."""
