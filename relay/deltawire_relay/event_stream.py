@@ -55,7 +55,8 @@ class ByteStream:
                 async with asyncio.timeout(COMMENT_INTERVAL_S):
                     await self._wake.wait()
             except TimeoutError:
-                return b": keep-alive\n\n"
+                if not self._wake.is_set():  # what came in the same moment counts
+                    return b": keep-alive\n\n"
         data = b"".join(self._pending)
         self._pending.clear()
         return data

@@ -10,6 +10,7 @@ from deltawire.codec import DeltaEncoder, chunk_of, encode, is_delta
 from deltawire.errors import WireError
 from deltawire.messages import Snapshot
 from deltawire_relay.chat_stream import DONE, ChatStream, is_usage_only
+from deltawire_relay.event_stream import COMMENT_INTERVAL_S
 from deltawire_relay.openai_errors import Failure
 from deltawire_relay.tail import Batch
 from tests.support.sample_events import completed, delta, in_progress, line, queued
@@ -125,3 +126,19 @@ async def test_the_status_waits_for_15_seconds_at_the_most() -> None:
     loop.call_later(3, stream.write_batch, deltas(2, b"{}"))
     assert await stream.take() == b"data: {}\n\n"
     assert loop.time() == 33
+
+
+@pytest.mark.parametrize("late_s", [-0.001, 0.0, 0.0001])
+def test_what_comes_with_the_comment_is_not_hidden_by_it(late_s: float) -> None:
+    """An error in the very moment in which the headers would go: else the stream ended without a word."""
+
+    @virtual_time
+    async def check() -> None:
+        stream = ChatStream(wants_usage=False)
+        taking = asyncio.create_task(stream.take())
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(COMMENT_INTERVAL_S + late_s, stream.fail, GONE)
+        data = await taking
+        assert (data, stream.failure) == (b"", GONE) or (data and not stream.is_over)
+
+    check()
