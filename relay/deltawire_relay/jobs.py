@@ -143,10 +143,14 @@ class Jobs:
         return job
 
     async def completion(self, event: TerminalEvent) -> dict[str, Any] | None:
-        """The completion of a job that has ended, from its log where it is too large for the event."""
+        """The completion of a job that has ended, from its log where it is too large for the event.
+
+        None where the log is gone, or goes while it is read: half a text is none.
+        """
         if event.completion_url is msgspec.UNSET:
             return event.completion
-        return (await fold_pages(LogFold(), self._log.pages(event.job_id))).completion()
+        fold = await fold_pages(LogFold(), self._log.pages(event.job_id))
+        return fold.completion() if fold.sequence_number == event.sequence_number else None
 
     async def cancel(
         self, job_id: str, principal: Principal, *, reason: str, request_id: str | None = None

@@ -168,14 +168,17 @@ class ChatAnswerResponse(Response):
         try:
             with until_gone(receive, answer.end):
                 await answer.wait()
-                if answer.failure is not None:
-                    failure = answer.failure
-                    response = error_answer(failure.error, failure.status, self._own_headers)
-                elif answer.event is not None:
+                failure = answer.failure
+                if failure is None:
+                    if answer.event is None:
+                        return  # the client has gone
                     completion = await self._jobs.completion(answer.event)
-                    response = json_answer(200, completion, self._own_headers)
+                    if completion is None:
+                        failure = Failure.of(WireError("state_lost", "Redis has lost the completion"))
+                if failure is not None:
+                    response = error_answer(failure.error, failure.status, self._own_headers)
                 else:
-                    return  # the client has gone
+                    response = json_answer(200, completion, self._own_headers)
                 await response(scope, receive, send)
         finally:
             self._close()

@@ -13,8 +13,9 @@ import httpx
 import pytest
 import redis.asyncio
 
+from deltawire.codec import encode_terminal
 from deltawire.errors import ERRORS, Error
-from deltawire.events import Cancel, IncompleteDetails, UpstreamErrorDetails
+from deltawire.events import Cancel, Completed, IncompleteDetails, Timings, UpstreamErrorDetails
 from deltawire.keys import Keys
 from deltawire.models import publish_models
 from deltawire.redis_client import RedisClient
@@ -157,6 +158,37 @@ async def test_a_completion_that_is_too_large_for_an_event(relay: RelayProcess, 
         response = await it.answered()
     assert "completion_url" in it.job.events[-1]
     assert response.json()["choices"][0]["message"]["content"] == "x" * 300_000
+
+
+@pytest.mark.parametrize("left", [0, 250])
+async def test_a_completion_that_is_lost_is_no_completion(
+    relay: RelayProcess, jobs: Producer, redis_server: RedisServer, left: int
+) -> None:
+    """Where Redis loses the log before it is folded, the answer is neither null nor half a text."""
+    async with (
+        redis.asyncio.Redis.from_url(redis_server.url) as client,
+        asked(relay.url, jobs) as it,
+    ):
+        await it.job.deltas(*["x" * 1_000] * 300)
+        keys = jobs.log.keys.job(it.job.job_id)
+        await client.delete(keys.log)
+        for number, text in enumerate(it.job.lines[:left], 1):
+            await client.xadd(keys.log, {"e": text}, id=f"{number}-0")
+        end = Completed(
+            job_id=it.job.job_id,
+            sequence_number=it.job.top + 1,
+            attempt=1,
+            created_at=1.0,
+            completion=completion("x" * 300_000),
+            usage=None,
+            usage_source="unavailable",
+            timings=Timings(queued_s=0, first_delta_s=0, total_s=0),
+        )
+        await client.publish(keys.channel, encode_terminal(end))
+        response = await it.answered()
+    assert response.status_code == 500
+    check_error(response.json()["error"], code="state_lost")
+    assert response.headers["X-Job-Id"] == it.job.job_id
 
 
 WHOLE = [
