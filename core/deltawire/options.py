@@ -82,7 +82,8 @@ def check_request(request: Any) -> dict[str, Any]:  # whatever JSON somebody sen
         raise WireError(
             "invalid_request", "request.messages must be an array with a message", param="request.messages"
         )
-    if not isinstance(request.get("stream_options") or {}, dict):
+    stream_options = request.get("stream_options")
+    if stream_options is not None and not isinstance(stream_options, dict):
         raise WireError(
             "invalid_request", "request.stream_options must be an object", param="request.stream_options"
         )

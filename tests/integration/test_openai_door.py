@@ -628,6 +628,47 @@ async def test_the_stream_is_the_gateways(system: System) -> None:
     assert ours.content == direct.content == lines(*CHUNKS) + DONE
 
 
+@pytest.mark.xfail(strict=True, reason="a choice of which nothing has come is not missed")
+async def test_a_choice_that_never_came_is_missing(system: System) -> None:
+    """Two were asked for; the gateway ends the stream after the first, and does not say that this is all."""
+    texts = [chunk.decode() for chunk in (CHUNKS[0], CHUNKS[-1])]
+    body = {**request("hi", chunks=texts, fault="no_done"), "n": 2, "stream": True}
+    async with http_client() as client:
+        answer = await client.post(f"{system.relay_url}{PATH}", json=body)
+    assert DONE not in answer.content
+
+
+async def test_a_client_that_has_asked_for_more_is_heard_to_go(system: System) -> None:
+    """Its second request, which waits behind the first, must not keep the relay from reading."""
+    body = json.dumps(
+        {**request("hi", deltas=100_000, rate=50), "deltawire": {"abandon_grace_s": 0}}
+    ).encode()
+    key = uuid.uuid4().hex
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", system.relay_port)
+    writer.write(f"{head}Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    async with asyncio.timeout(WAIT_S):
+        while (await show(system, job_id_of(key))).get("status") != "in_progress":  # noqa: ASYNC110 - a poll
+            await asyncio.sleep(0.02)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await asyncio.sleep(0.2)
+    writer.close()
+    assert (await eventually_ended(system, job_id_of(key)))["cancel"]["reason"] == "abandoned"
+
+
+async def test_a_client_that_offers_http2_is_answered(system: System) -> None:
+    """As the JDK's does with its first request."""
+    offer = {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA",
+    }
+    body = {**request("hi", chunks=[CHUNKS[0].decode(), CHUNKS[-1].decode()]), "stream": True}
+    async with http_client() as client:
+        answer = await client.post(f"{system.relay_url}{PATH}", json=body, headers=offer)
+    assert (answer.status_code, answer.content) == (200, lines(CHUNKS[0], CHUNKS[-1]) + DONE)
+
+
 @asynccontextmanager
 async def streaming(system: System, **fields: Any) -> AsyncIterator[tuple[str, AsyncIterator[str]]]:
     """An endless stream that has begun: its job's id, and its lines."""

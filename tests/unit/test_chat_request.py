@@ -51,6 +51,8 @@ def test_everything_else_goes_upstream_as_it_is() -> None:
         ({"messages": []}, "invalid_request", "messages", "messages must be"),
         ({"stream": 1}, "invalid_request", "stream", "stream must be"),
         ({"stream_options": 5}, "invalid_request", "stream_options", "stream_options must be"),
+        ({"stream_options": []}, "invalid_request", "stream_options", "stream_options must be"),
+        ({"stream_options": False}, "invalid_request", "stream_options", "stream_options must be"),
         ({"deltawire": []}, "invalid_request", "deltawire", "deltawire must be"),
         (
             {"deltawire": {"timeout_s": 0}},
