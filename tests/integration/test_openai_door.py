@@ -170,6 +170,8 @@ async def test_a_completion_that_is_lost_is_no_completion(
         asked(relay.url, jobs) as it,
     ):
         await it.job.deltas(*["x" * 1_000] * 300)
+        async with event_stream(relay.url, it.job.job_id) as reader:
+            await reader.until(it.job.top)  # so the relay has them all
         keys = jobs.log.keys.job(it.job.job_id)
         await client.delete(keys.log)
         for number, text in enumerate(it.job.lines[:left], 1):
