@@ -342,6 +342,19 @@ async def test_a_gateway_that_stays_when_all_is_said_is_left(
     assert last["timings"]["total_s"] < 30
 
 
+async def test_a_choice_that_comes_late_is_waited_for(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that has come has ended, and has its usage; but two choices were asked for."""
+    monkeypatch.setattr("deltawire_worker.run.LINGER_S", 0.05)
+    said = data(text_chunk("Ha"), {**STOP, "usage": USAGE}, end=HOLD)
+    async with asking(redis_url, answer(said)) as (bench, _):
+        job_id = f"job-{next(NUMBERS)}"
+        await bench.run(job_id, {**request(), "n": 2}, {"idle_timeout_s": 0.6})
+        [*_, last] = await bench.ended(job_id)
+    assert last["timings"]["total_s"] - last["timings"]["first_delta_s"] > 0.5
+
+
 async def test_a_gateway_that_falls_silent_after_its_finish_reason_has_completed(redis_url: str) -> None:
     """Its usage never came; the idle deadline is the end of the stream."""
     said = data(text_chunk("Ha"), STOP, end=HOLD)
