@@ -70,8 +70,11 @@ def as_lost(code: str) -> AsFailed:
     return AsFailed(WireError(code, "the worker that ran this job was lost"), "worker")
 
 
-def at_end_of_stream(fold: Fold) -> Ending:
-    """The gateway has said all it will, with [DONE] or without: what counts is the finish_reason."""
+def at_end_of_stream(fold: Fold, choices: int = 1) -> Ending:
+    """The gateway has said all it will, with [DONE] or without: what counts is the finish_reason.
+
+    `choices`: so many have to have one.
+    """
     reasons = [reason for reason in fold.finish_reasons() if reason is not None]
     if not reasons:
         if fold.is_empty:
@@ -80,7 +83,7 @@ def at_end_of_stream(fold: Fold) -> Ending:
                 "upstream",
             )
         return AsIncomplete("upstream_eof")
-    if len(reasons) < len(fold.finish_reasons()):
+    if len(reasons) < max(choices, len(fold.finish_reasons())):
         return AsIncomplete("upstream_eof")
     if not _FAILED.isdisjoint(reasons):
         return AsFailed(WireError("upstream_error_event", "the gateway failed in mid-stream"), "upstream")

@@ -150,7 +150,7 @@ class Asker:
     @staticmethod
     def _judge(run: Run, upstream: Upstream, stream: Stream) -> UpstreamError | None:
         """What is wrong with a stream that has come to its end as HTTP sees it."""
-        fold = run.fold
+        fold, run.is_done = run.fold, stream.is_done
         if fold.is_empty:
             return UpstreamError("upstream_eof", "the gateway ended the stream before its first delta")
         if stream.is_done and upstream.done_completes and not is_finished(fold):

@@ -303,7 +303,8 @@ class Generator:
         match run.cause:
             case None:
                 if failure is None:
-                    return at_end_of_stream(run.fold)
+                    # [DONE] says that there is nothing more to come; some gateways know one choice only.
+                    return at_end_of_stream(run.fold, 1 if run.is_done else question.choices)
                 if isinstance(failure, Park):
                     return failure
                 if isinstance(failure, UpstreamError):
@@ -312,7 +313,7 @@ class Generator:
             case CancelWanted(request=wanted, heard_at=heard_at):
                 return AsCancelled(wanted, heard_at, run.upstream_closed_at)
             case DeadlinePassed(deadline=deadline):
-                if is_finished(run.fold):
+                if is_finished(run.fold, question.choices):
                     return at_end_of_stream(run.fold)  # all was said; only the end of the stream is missing
                 return at_deadline(deadline, run.fold)
             case Refused(code="UNREACHABLE"):

@@ -67,6 +67,8 @@ class Run:
         self.first_delta_at: float | None = None
         self.retries = record.retries
         self.waited_s = record.waited_s
+        self.is_done = False
+        """Whether the upstream has said that it was all."""
         self.is_parked = False
         self.ending: Ending | None = None
         """How it has ended, once that is known."""

@@ -64,7 +64,7 @@ class Stream:
         self._decoder = SseDecoder(MAX_CHUNK_BYTES)
         self._has_chunks = False
         self.is_done = False
-        """Whether it ended with [DONE]."""
+        """Whether it has said that it was all, by [DONE] or by coming in one piece."""
 
     async def batches(self) -> AsyncGenerator[list[Chunk]]:
         """Ends at [DONE] or at the end of the body. An answer in one piece is one batch.
@@ -77,6 +77,7 @@ class Stream:
                 if head is None:
                     return
                 if not isinstance(head, bytes):
+                    self.is_done = True
                     yield [head]
                     return
                 data: bytes | None = head
