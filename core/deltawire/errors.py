@@ -53,7 +53,6 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "invalid_request": ErrorKind(_INVALID, 400),
     "unknown_option": ErrorKind(_INVALID, 400),
     "unknown_upstream": ErrorKind(_INVALID, 400),
-    "unknown_model": ErrorKind(_NOT_FOUND, 404),
     "invalid_job_id": ErrorKind(_INVALID, 400),
     "unknown_message_type": ErrorKind(_INVALID, 400),
     "already_subscribed": ErrorKind(_INVALID, 400),

@@ -40,7 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
             port=environment.integer("DELTAWIRE_PORT", 8080),
             public_url=environment.text("DELTAWIRE_PUBLIC_URL").rstrip("/"),
-            allowed_origins=environment.words("DELTAWIRE_ALLOWED_ORIGINS"),
+            allowed_origins=_origins(environment, "DELTAWIRE_ALLOWED_ORIGINS"),
             api_keys=parse_api_keys(environment.secret("DELTAWIRE_API_KEYS")),
             chat_abandon_grace_s=_grace_s(environment, "DELTAWIRE_CHAT_ABANDON_GRACE_S", 2.0),
             log_format=environment.choice("DELTAWIRE_LOG_FORMAT", "text", LOG_FORMATS),
@@ -52,6 +52,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS, or set DELTAWIRE_HOST=127.0.0.1"
             )
         return settings
+
+
+def _origins(environment: Environment, name: str) -> tuple[str, ...]:
+    origins = environment.words(name)
+    for origin in origins:
+        scheme, separator, host = origin.partition("://")
+        if not (scheme and separator and host) or "/" in host:
+            raise ConfigurationError(
+                f"{name}: {origin!r} is no origin; that is scheme, host and port, without a slash at the end"
+            )
+    return origins
 
 
 def _grace_s(environment: Environment, name: str, default: float) -> float | None:

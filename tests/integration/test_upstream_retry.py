@@ -471,7 +471,7 @@ async def test_a_model_that_no_upstream_has_is_the_requests_fault(redis_url: str
     """Where each lists its own; nobody is asked."""
     upstreams = [Upstream(name="other", base_url=NOWHERE, models=["m1"])]
     async with open_bench(redis_url, upstreams=upstreams) as bench:
-        assert await bench.run("job", request()) == Outcome("failed", "unknown_model")
+        assert await bench.run("job", request()) == Outcome("failed", "model_not_found")
         [*_, last] = events = await bench.ended("job")
         assert types(events) == ["queued", "failed"]
         assert (last["source"], last["error"]["param"]) == ("request", "request.model")

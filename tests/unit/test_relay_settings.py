@@ -123,6 +123,8 @@ def test_a_key_file_without_a_key_is_an_error(content: str, tmp_path: Path) -> N
         ("API_KEYS", "nonsense"),
         ("LOG_LEVEL", "loud"),
         ("REDIS_URL", "localhost:6379"),
+        ("ALLOWED_ORIGINS", "https://app.example.com/"),
+        ("ALLOWED_ORIGINS", "https://app.example.com,app.example.com"),
     ],
 )
 def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:

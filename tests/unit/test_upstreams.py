@@ -72,6 +72,10 @@ WRONG = {
     "no host": ("[upstreams.a]\nbase_url = 'https:///v1'\n", "base_url must be a URL"),
     "a bad port": ("[upstreams.a]\nbase_url = 'https://g:x/v1'\n", "base_url must be a URL"),
     "another scheme": ("[upstreams.a]\nbase_url = 'ftp://g/v1'\n", "base_url must be a URL"),
+    "a whole address": (
+        "[upstreams.a]\nbase_url = 'https://g/v1/chat/completions/'\n",
+        "must end before /chat/completions",
+    ),
     "credentials": (f"[upstreams.a]\nbase_url = 'https://u:{KEY}@g/v1'\n", "no credentials"),
     "a query": (f"[upstreams.a]\nbase_url = 'https://g/v1?key={KEY}'\n", "`query`"),
     "a wrong type": (f"[upstreams.a]\n{URL}max_streams = 'many'\n", "max_streams"),
@@ -182,7 +186,7 @@ def test_a_model_that_nobody_has_is_refused() -> None:
     """Where every upstream lists its own."""
     with pytest.raises(WireError) as caught:
         Upstreams([BIG, TWIN]).route("default", "m4")
-    assert (caught.value.code, caught.value.status) == ("unknown_model", 404)
+    assert (caught.value.code, caught.value.status) == ("model_not_found", 404)
 
 
 def test_an_upstream_that_is_called_default_is_one_like_any_other() -> None:

@@ -272,7 +272,7 @@ class Generator:
         return await self._end(run, ending)
 
     def _question(self, record: Record) -> Question | WireError:
-        """What to ask whom; or `unknown_upstream`, `unknown_model`.
+        """What to ask whom; or `unknown_upstream`, `model_not_found`.
 
         `invalid_request` where a worker died before it could say so.
         """
@@ -308,6 +308,12 @@ class Generator:
                 if isinstance(failure, Park):
                     return failure
                 if isinstance(failure, UpstreamError):
+                    # By its code only: what an upstream says may repeat the prompt.
+                    _log.warning(
+                        "upstream %s failed: %s (status %s)",
+                        *(question.upstream.name, failure.code, failure.status_code),
+                        extra={"job_id": run.job_id, "attempt": run.attempt},
+                    )
                     return AsFailed(failure, "upstream", failure.status_code, failure.details)
                 return AsFailed(failure, "worker")
             case CancelWanted(request=wanted, heard_at=heard_at):

@@ -64,7 +64,8 @@ class Catalogue:
         try:
             answer = await self._client.models(upstream)
         except (UpstreamError, TimeoutError) as error:
-            _log.info("upstream %s does not list its models: %s", upstream.name, type(error).__name__)
+            why = error.code if isinstance(error, UpstreamError) else "no answer in time"
+            _log.warning("upstream %s does not list its models: %s", upstream.name, why)
             return
         self._listed[upstream.name] = [
             model for entry in answer[:MAX_MODELS] if (model := _read(entry, upstream.name)) is not None

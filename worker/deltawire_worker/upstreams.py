@@ -86,14 +86,15 @@ class Upstreams:
         """The upstream for a job, and the model to name there.
 
         `wanted` is the job's option: `default` leaves it to the model. Raises WireError `unknown_upstream`
-        and `unknown_model`.
+        and `model_not_found`.
         """
         upstream = self._by_name.get(wanted)
         if wanted == "default":
             open_to_all = (upstream for upstream in self if upstream.models is None)
             upstream = next((each for each in self if each.has(model)), None) or next(open_to_all, None)
             if upstream is None:
-                raise WireError("unknown_model", "no upstream has this model", param="request.model")
+                message = f"no upstream has the model {model!r}"
+                raise WireError("model_not_found", message, param="request.model")
         elif upstream is None:
             known = ", ".join(sorted(self._by_name))
             message = f"there is no upstream of this name; known are {known}"
@@ -105,6 +106,11 @@ def read_upstreams(environment: Environment) -> Upstreams:
     """Those that are configured. Raises ConfigurationError that says what to change, and no secret."""
     text = environment.secret("DELTAWIRE_UPSTREAMS")
     if not text:
+        if not environment.is_set("DELTAWIRE_UPSTREAM_BASE_URL"):
+            raise ConfigurationError(
+                "DELTAWIRE_UPSTREAM_BASE_URL is not set: the gateway's address (https://…/v1); for several "
+                "gateways set DELTAWIRE_UPSTREAMS_FILE instead"
+            )
         base_url = environment.url("DELTAWIRE_UPSTREAM_BASE_URL", schemes=("https", "http"))
         api_key = environment.header_secret("DELTAWIRE_UPSTREAM_API_KEY")
         problem = _problem_of_url(base_url)
@@ -210,6 +216,8 @@ def _problem_of_url(url: str) -> str:
         return "must be a URL (https://…, http://…)"
     if parts.username is not None or parts.password is not None:
         return "must hold no credentials; they have settings of their own"
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        return "must end before /chat/completions"
     if parts.query or parts.fragment:
         return "must end before the query; put it into `query` of a table in DELTAWIRE_UPSTREAMS"
     return ""
