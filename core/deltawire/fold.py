@@ -10,13 +10,10 @@ keeps a choice's vendor fields of the first chunk only, and raises where choices
 a list has no indexes (annotations, say).
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 import msgspec
-
-from .codec import decode, decode_snapshot, is_snapshot, sequence_number_of
-from .events import Delta, Event, InProgress, Restarted
 
 Chunk = dict[str, Any]
 
@@ -408,46 +405,3 @@ def _growing(value: Any, key: str = "") -> Any:  # JSON in
     if isinstance(value, list):
         return _entries(key, [_growing(item) for item in value])
     return value
-
-
-class LogFold:
-    """Folds a job's log, line by line, in order; `restarted` discards what came before it."""
-
-    def __init__(self) -> None:
-        self.fold = Fold()
-        self.sequence_number = 0
-        self.was_asked = False
-        """Whether the upstream was, as far as the log says."""
-
-    def add(self, line: bytes) -> Event | None:
-        """Adds the next event and returns it, decoded; None for a snapshot, from which it goes on."""
-        if is_snapshot(line):
-            self.fold = Fold.from_state(decode_snapshot(line))
-            self.sequence_number = sequence_number_of(line)
-            self.was_asked = True
-            return None
-        event = decode(line)
-        if isinstance(event, Delta):
-            self.fold.add(_read(event))
-        elif isinstance(event, Restarted):
-            self.fold = Fold()
-        elif isinstance(event, InProgress):
-            self.was_asked = True
-        self.sequence_number = event.sequence_number
-        return event
-
-    def completion(self) -> dict[str, Any] | None:
-        return self.fold.completion()
-
-
-async def fold_pages(fold: LogFold, pages: AsyncIterator[list[bytes]]) -> LogFold:
-    """Adds pages of a log that follow `fold`; cancelling leaves it at the end of a page."""
-    async for page in pages:
-        for line in page:
-            fold.add(line)
-    return fold
-
-
-def _read(event: Delta) -> Chunk:
-    chunk: Chunk = msgspec.json.decode(event.chunk)
-    return chunk

@@ -18,9 +18,9 @@ from typing import Final, Literal, Protocol, TypeVar
 
 from .ending import AsCancelled, Ending, as_lost, as_queue_timeout
 from .errors import RedisRefusedError, RedisUnavailableError, WireError
-from .fold import LogFold, fold_pages
 from .keys import LEASE_S
 from .log import Head, JobLog
+from .log_fold import LogFold, fold_pages
 from .record import Record
 from .recover import End, recover
 

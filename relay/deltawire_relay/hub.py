@@ -16,8 +16,9 @@ from typing import Final
 from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
 from deltawire.ending import AsFailed, terminal_event
 from deltawire.errors import GapError, RedisUnavailableError, WireError
-from deltawire.fold import Fold, LogFold, fold_pages
+from deltawire.fold import Fold
 from deltawire.log import NEWS_LINES, Head, JobLog
+from deltawire.log_fold import LogFold, fold_pages
 from deltawire.messages import Snapshot
 from deltawire.outputs import judge
 from deltawire.record import Record

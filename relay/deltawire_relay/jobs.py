@@ -11,9 +11,9 @@ import msgspec
 from deltawire.codec import decode
 from deltawire.errors import WireError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Failed, Incomplete, TerminalEvent
-from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import is_job_id
 from deltawire.log import JobLog
+from deltawire.log_fold import LogFold, fold_pages
 from deltawire.messages import CancelResult
 from deltawire.options import Options, check_request, parse_options
 from deltawire.outputs import parsed_again

@@ -8,9 +8,10 @@ import pytest
 from redis.asyncio.client import PubSub
 
 from deltawire.codec import encode_snapshot, is_snapshot, sequence_number_of
-from deltawire.fold import Fold, LogFold, fold_pages
+from deltawire.fold import Fold
 from deltawire.keys import ACTIVE_TTL_S, Keys
 from deltawire.log import rewrite_args
+from deltawire.log_fold import LogFold, fold_pages
 from deltawire.options import Options
 from deltawire.record import Record
 from deltawire.scripts import REWRITE

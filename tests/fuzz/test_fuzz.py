@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from deltawire.codec import MAX_DEPTH, DeltaEncoder, decode, encode_snapshot, encode_terminal, read_chunk
 from deltawire.ending import AsCompleted, at_end_of_stream, terminal_event
 from deltawire.events import MAX_EVENT_BYTES, Timings
-from deltawire.fold import Fold, LogFold
+from deltawire.fold import Fold
+from deltawire.log_fold import LogFold
 from deltawire.outputs import judge, parsed_again
 from deltawire.sse_decoder import EventTooLargeError, SseDecoder
 from deltawire.usage import estimate

@@ -17,10 +17,10 @@ import redis.asyncio
 from deltawire.codec import DeltaEncoder, is_snapshot, sequence_number_of
 from deltawire.ending import AsFailed
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
-from deltawire.fold import LogFold, fold_pages
 from deltawire.gateway import Gateway
 from deltawire.keys import LEASE_S, Keys
 from deltawire.log import JobLog
+from deltawire.log_fold import LogFold, fold_pages
 from deltawire.options import Options
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer

@@ -16,7 +16,7 @@ import redis.asyncio
 
 from deltawire import redis_client
 from deltawire.codec import encode_snapshot
-from deltawire.fold import LogFold
+from deltawire.log_fold import LogFold
 from deltawire.options import Options
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer

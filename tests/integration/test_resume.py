@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deltawire.fold import LogFold
+from deltawire.log_fold import LogFold
 from deltawire.redis_server import RedisServer
 from tests.support.producer import ProducedJob, Producer
 from tests.support.readers import (

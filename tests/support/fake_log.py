@@ -12,9 +12,9 @@ import msgspec
 from deltawire.codec import encode_snapshot, is_snapshot, sequence_number_of, type_of
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import TERMINAL_STATUSES
-from deltawire.fold import LogFold
 from deltawire.keys import Keys
 from deltawire.log import NEWS_LINES, Cancellation, Head, JobLog
+from deltawire.log_fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
 from deltawire.options import OnAbandon, Options
 from deltawire.record import Record

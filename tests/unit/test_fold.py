@@ -19,7 +19,8 @@ from deltawire.codec import (
     type_of,
 )
 from deltawire.events import Event
-from deltawire.fold import Fold, LogFold
+from deltawire.fold import Fold
+from deltawire.log_fold import LogFold
 from deltawire.sse_decoder import SseDecoder
 from tests.support import sample_events as sample
 from tests.support.recorded_streams import RECORDED

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from deltawire.errors import RedisUnavailableError
-from deltawire.fold import LogFold
+from deltawire.log_fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
 from deltawire_relay.hub import UNKNOWN_JOB_TIMEOUT_S, Hub
 from deltawire_relay.looks import CHECK_INTERVAL_S, TAIL_CHECK_AFTER_S

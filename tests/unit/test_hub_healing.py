@@ -6,7 +6,7 @@ import pytest
 
 from deltawire.codec import decode
 from deltawire.events import Failed
-from deltawire.fold import LogFold
+from deltawire.log_fold import LogFold
 from deltawire.messages import Snapshot, Subscribed
 from deltawire_relay.hub import HEAL_TIMEOUT_S, LOST_LOOKS
 from deltawire_relay.looks import TAIL_CHECK_AFTER_S

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from deltawire.errors import RedisUnavailableError
-from deltawire.fold import LogFold
+from deltawire.log_fold import LogFold
 from deltawire.messages import Snapshot
 from deltawire.scripts import Scripts
 from deltawire_relay import hub as hub_module

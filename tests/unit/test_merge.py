@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deltawire.codec import DeltaEncoder, decode, read_chunk, sequence_number_of
 from deltawire.events import Delta, Event
-from deltawire.fold import LogFold
+from deltawire.log_fold import LogFold
 from deltawire.sse_decoder import SseDecoder
 from deltawire_relay.merge import TEXT_FIELDS, merge
 from deltawire_relay.tail import BATCH_BYTES, Tail, batches, merged_batches

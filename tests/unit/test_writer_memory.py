@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from deltawire.codec import is_snapshot, sequence_number_of
 from deltawire.events import Queued
-from deltawire.fold import Fold, LogFold
+from deltawire.fold import Fold
 from deltawire.keys import ACTIVE_TTL_S, LEASE_S
 from deltawire.log import AppendCode
+from deltawire.log_fold import LogFold
 from deltawire_worker import flusher as flusher_module
 from deltawire_worker import writer as writer_module
 from deltawire_worker.writer import Snapshot

@@ -21,9 +21,9 @@ from deltawire.ending import (
 )
 from deltawire.errors import JobExpiredError, RedisUnavailableError, WireError
 from deltawire.events import Failed, Queued, Restarted
-from deltawire.fold import LogFold, fold_pages
 from deltawire.keys import LEASE_S, is_job_id
 from deltawire.log import AppendCode, Claim, JobLog
+from deltawire.log_fold import LogFold, fold_pages
 from deltawire.options import Options, check_request
 from deltawire.outputs import read_request
 from deltawire.record import CancelRequest, Record
