@@ -52,6 +52,24 @@ class Index:
         """Takes a yes of `may_send` back."""
         await self._redis.execute("DEL", self._keys.job(job_id).sent)
 
+    # Jobs that are parked: they are among those that wait, too.
+
+    async def will_park(self, job_id: str, due: float) -> None:
+        """`due`: the Unix time at which its message is to be sent. A repeat moves it."""
+        key = self._keys.parked
+        await self._redis.execute("ZADD", key, due, job_id)
+        await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+
+    async def due(self, now: float, count: int) -> list[str]:
+        """Jobs that were due by then."""
+        return _names(
+            await self._redis.execute("ZRANGE", self._keys.parked, "-inf", now, "BYSCORE", "LIMIT", 0, count)
+        )
+
+    async def left_parking(self, job_ids: Collection[str]) -> None:
+        if job_ids:
+            await self._redis.execute("ZREM", self._keys.parked, *job_ids)
+
     # Worker processes and the jobs they run.
 
     async def will_run(self, owner: str, job_ids: Collection[str]) -> None:

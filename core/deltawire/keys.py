@@ -79,6 +79,11 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:queued"
 
     @property
+    def parked(self) -> str:
+        """Jobs that are parked, by the time at which they are due. A hint."""
+        return f"{self.prefix}:parked"
+
+    @property
     def owners(self) -> str:
         """Worker processes, by the time at which they count as lost unless they are heard of. A hint."""
         return f"{self.prefix}:owners"

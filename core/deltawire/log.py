@@ -212,6 +212,7 @@ class JobLog:
         the claim that goes on with it. Who parks a job sends its message again; else a sweeper does.
         """
         await self.index.will_queue(job_id, record.queue_deadline)
+        await self.index.will_park(job_id, time.time() + delay_s)
         keys = self.keys.job(job_id)
         ttl_s = max(record.queue_deadline - time.time(), delay_s) + ACTIVE_TTL_S
         fields: tuple[Field, ...] = ("retries", record.retries, "waited_s", f"{record.waited_s:.3f}")

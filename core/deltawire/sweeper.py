@@ -29,6 +29,7 @@ SLOW_S: Final = 1.0
 BATCH: Final = 100
 AT_ONCE: Final = 100
 LOST_MESSAGE_INTERVAL_S: Final = 10.0
+PARKED_SLACK_S: Final = 2.0  # who has parked a job sends its message when it is due, if it lives
 RESEND_PAUSE_S: Final = 60
 
 _log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Sweeper:
         self._looks = {look: at for look, at in self._looks.items() if look in self._seen}
         overdue = await self._quickly(self._index.overdue(time.time(), BATCH))
         await self._index.left_queue(await self._where(overdue, self._waits_no_more))
+        await self._bring_back()
         now = asyncio.get_running_loop().time()
         if now - self._looked_at_queue >= LOST_MESSAGE_INTERVAL_S:
             self._looked_at_queue = now
@@ -190,6 +192,21 @@ class Sweeper:
         if job_id in self._unsent_before:
             await self._send(job_id)
         return False
+
+    async def _bring_back(self) -> None:
+        """Sends messages of parked jobs that are due, and that nobody has sent: the queue is empty."""
+        due = await self._quickly(self._index.due(time.time() - PARKED_SLACK_S, BATCH))
+        if due and await asyncio.to_thread(self._queue.depth) == 0:
+            await self._index.left_parking(await self._where(due, self._has_left_parking))
+
+    async def _has_left_parking(self, job_id: str) -> bool:
+        """Sends the message of a job that is due. Whether it is parked no more."""
+        record = (await self._quickly(self._log.head(job_id), job_id)).record
+        if record is not None and record.status == "queued":
+            if record.is_parked(time.time()):
+                return False
+            await self._send(job_id)
+        return True
 
     async def _send(self, job_id: str) -> None:
         """Sends a job's message, unless some sweeper did so in the last minute. Claims make it harmless."""

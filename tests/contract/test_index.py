@@ -47,6 +47,19 @@ async def test_one_of_many_may_send(index: Index) -> None:
     assert await index.may_send("other", 60)
 
 
+async def test_parked_jobs_come_when_they_are_due(index: Index) -> None:
+    """Earliest first, never more than asked for; parked again, a job is due later."""
+    for job_id, due in (("c", 30.5), ("a", 10.5), ("b", 20.5)):
+        await index.will_park(job_id, due)
+    assert await index.due(20.5, 9) == ["a", "b"]
+    assert await index.due(99, 1) == ["a"]
+    await index.will_park("a", 40)
+    assert await index.due(39, 9) == ["b", "c"]
+    await index.left_parking(["b", "never was"])
+    await index.left_parking([])
+    assert await index.due(99, 9) == ["c", "a"]
+
+
 async def test_the_jobs_of_an_owner(index: Index) -> None:
     """Each owner has its own set."""
     await index.will_run("w1", ["a", "b"])
@@ -83,8 +96,9 @@ async def test_every_key_expires(job_log: OpenedLog) -> None:
     await index.will_run("w1", ["a"])
     await index.lives("w1", 5)
     await index.may_send("job", 60)
+    await index.will_park("job", 60)
     remaining = await ttls(job_log)
-    assert {"dw:queued", "dw:owners", "dw:owner:w1:jobs", "dw:{job}:sent"} <= set(remaining)
+    assert {"dw:queued", "dw:parked", "dw:owners", "dw:owner:w1:jobs", "dw:{job}:sent"} <= set(remaining)
     assert all(0 < ttl <= INDEX_TTL_S for ttl in remaining.values())
 
 

@@ -17,7 +17,7 @@ from deltawire.events import Cancelled, Failed
 from deltawire.keys import LEASE_S, Keys
 from deltawire.options import Options
 from deltawire.redis_connection import Reply
-from deltawire.sweeper import LOST_MESSAGE_INTERVAL_S, RESEND_PAUSE_S, SLOW_S, Sweeper
+from deltawire.sweeper import LOST_MESSAGE_INTERVAL_S, PARKED_SLACK_S, RESEND_PAUSE_S, SLOW_S, Sweeper
 from deltawire_worker.lease import Presence
 from deltawire_worker.run import Run
 from tests.support import sample_events as sample
@@ -543,3 +543,52 @@ async def test_the_set_of_queued_jobs_is_cleaned(w: World) -> None:
         await w.sweeper.sweep()
         await asyncio.sleep(1)
     assert await w.log.index.queued(9) == ["submitted just now"]
+
+
+async def _park(w: World, job_id: str) -> None:
+    await w.queued(job_id)
+    claim = await w.log.claim(job_id, owner=VICTIM, lease_s=60)
+    assert claim.record is not None
+    record = msgspec.structs.replace(claim.record, attempt=claim.attempt, retries=1)
+    assert (await w.log.park(job_id, owner=VICTIM, record=record, top=1, delay_s=300))[0] == "PARKED"
+
+
+async def _be_due(w: World, job_id: str) -> None:
+    """As if the wait had been over for a while: Redis' own clock is not virtual."""
+    await w.client.hset(f"dw:{{{job_id}}}:meta", "not_before", 1)
+    await w.log.index.will_park(job_id, time.time() - PARKED_SLACK_S - 1)
+
+
+@in_a_world
+async def test_the_parked_jobs_of_a_worker_that_died_are_brought_back(w: World) -> None:
+    """All of them within seconds of when they are due, each once, whoever sweeps; and none before."""
+    jobs = [f"job-{n}" for n in range(250)]
+    for job_id in (*jobs, "later"):
+        await _park(w, job_id)
+    sweepers = [w.another(f"s{n}") for n in range(2)]
+    for _ in range(5):
+        await asyncio.gather(*(sweeper.sweep() for sweeper in sweepers))
+    assert w.queue.sent == []
+    for job_id in jobs:
+        await _be_due(w, job_id)
+    for _ in range(5):
+        await asyncio.gather(*(sweeper.sweep() for sweeper in sweepers))
+    assert sorted(w.queue.sent) == sorted(jobs)
+    assert await w.log.index.due(time.time() + 999, 999) == ["later"]
+
+
+@in_a_world
+async def test_a_parked_job_that_came_back_by_itself_is_not_sent_again(w: World) -> None:
+    """Nor one while a backlog stands: its message may be in there."""
+    for job_id in ("runs", "waits"):
+        await _park(w, job_id)
+        await _be_due(w, job_id)
+    assert (await w.log.claim("runs", owner="other", lease_s=60)).code == "CLAIMED"
+    w.queue.waiting = 1
+    for _ in range(5):
+        await w.sweeper.sweep()
+    assert w.queue.sent == []
+    w.queue.waiting = 0
+    await w.sweeper.sweep()
+    assert w.queue.sent == ["waits"]
+    assert await w.log.index.due(time.time() + 999, 9) == []
