@@ -26,6 +26,14 @@ def chunk(number: int, at: float | None = None) -> bytes:
     ) % (number, at_us)
 
 
+def upgrade(path: str) -> bytes:
+    """A WebSocket handshake (RFC 6455 §4.1)."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+    ).encode()
+
+
 class Publisher(ABC):
     """The worker's side. Lives in the load process, on its loop; its cost is load, not the system's."""
 
@@ -71,6 +79,7 @@ class Relay(ABC):
     name: ClassVar[str]
     is_peer: ClassVar[bool] = True  # False: ours, floors and the tutorial pattern, which `make bench` runs
     has_log: ClassVar[bool] = False  # whether a late viewer gets what came before
+    has_snapshots: ClassVar[bool] = False  # whether it can get the sum of that instead
     port: int
 
     def missing(self) -> str | None:
@@ -87,3 +96,7 @@ class Relay(ABC):
     @abstractmethod
     def viewer(self, job_id: str, *, from_start: bool = False) -> Viewer:
         """A viewer of a job; `from_start` (only with `has_log`) asks for all deltas from the first one."""
+
+    def late_viewer(self, job_id: str) -> Viewer:
+        """A viewer that asks for the sum of what came before, where the system knows such a thing."""
+        raise NotImplementedError

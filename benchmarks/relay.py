@@ -1,0 +1,267 @@
+"""Relays under the same load, side by side.
+
+    .venv/bin/python -m benchmarks.relay [--systems deltawire,floor] [--scenarios A,B,C,D,E] [--rounds 3]
+        [--seconds 6] [--peers] [--connections 2000] [--json FILE]
+
+    A  200 jobs with one viewer each, 50 deltas per second each
+    B  one job with 1,000 viewers, 50 deltas per second
+    C  deliveries per second at saturation: 200 jobs of one viewer, at most 2,000 deltas under way
+    D  memory per idle connection: all of one quiet job, and each of a job of its own
+    E  joining a running job of 2,000 deltas late (and of 4,000 by snapshot)
+
+Each measurement has a Redis and servers of its own. Systems take turns within a round; figures are medians.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import pkgutil
+import statistics
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from benchmarks import load, relays
+from benchmarks.processes import DidNotStartError, Servers, free_port
+from benchmarks.relays.base import Relay
+from deltawire.redis_server import find_server
+
+Figures = dict[str, float]
+Measurement = Callable[[Relay, Servers, int], Coroutine[Any, Any, Figures]]
+
+BEHIND: Final = 0.97  # of what was published
+LOAD_BOUND: Final = 0.85  # of a core
+CONNECTIONS: Final = 2_000
+JOINS: Final = 9
+
+
+def systems(*, with_peers: bool = True) -> list[type[Relay]]:
+    """All that modules in `relays` define, ours first, then floors, then peers."""
+    for module in pkgutil.iter_modules(relays.__path__):
+        if not module.name.endswith(("_server", "_app")):
+            importlib.import_module(f"{relays.__name__}.{module.name}")
+    found = [kind for kind in _below(Relay) if "name" in vars(kind) and (with_peers or not kind.is_peer)]
+    return sorted(found, key=lambda kind: (kind.name != "deltawire", kind.is_peer))
+
+
+def _below(kind: type[Relay]) -> Iterable[type[Relay]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _below(below)
+
+
+def measurements(scenario: str, kind: type[Relay], seconds: float, connections: int) -> dict[str, Measurement]:
+    """What a scenario measures of a system, by name."""
+    match scenario:
+        case "A":
+            return {
+                "A": lambda relay, servers, port: load.steady(
+                    relay, servers, port, jobs=200, viewers_each=1, rate=50, seconds=seconds
+                )
+            }
+        case "B":
+            return {
+                "B": lambda relay, servers, port: load.steady(
+                    relay, servers, port, jobs=1, viewers_each=1_000, rate=50, seconds=seconds
+                )
+            }
+        case "C":
+            return {
+                "C": lambda relay, servers, port: load.saturated(
+                    relay, servers, port, jobs=200, seconds=seconds
+                )
+            }
+        case "D":
+            return {
+                "D": lambda relay, servers, port: load.idle(
+                    relay, servers, port, connections=connections, jobs=1
+                ),
+                "D each": lambda relay, servers, port: load.idle(
+                    relay, servers, port, connections=connections, jobs=connections
+                ),
+            }
+        case "E":
+            found: dict[str, Measurement] = {}
+            if kind.has_log:
+                found["E"] = lambda relay, _, port: load.joins(relay, port, deltas=2_000, times=JOINS)
+            if kind.has_snapshots:
+                found["E snapshot"] = lambda relay, _, port: load.joins(
+                    relay, port, deltas=4_000, times=JOINS, snapshot=True
+                )
+            return found
+    raise ValueError(f"no scenario {scenario}")
+
+
+def start_redis(servers: Servers) -> int:
+    """As Debian starts it, but on a port of its own and without files."""
+    port = free_port()
+    words = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", servers.folder)
+    servers.start("redis", (find_server(), *words), port=port)
+    return port
+
+
+def measure(kind: type[Relay], measurement: Measurement) -> Figures:
+    """Starts all that is needed, measures, ends it. Raises DidNotStartError and LoadError."""
+    with Servers() as servers:
+        redis_port = start_redis(servers)
+        relay = kind()
+        relay.start(servers, redis_port)
+        gc.collect()
+        gc.disable()
+        try:
+            return uvloop.run(measurement(relay, servers, redis_port))
+        except (load.LoadError, OSError) as error:
+            logs = "\n".join(servers.log(name)[-2000:] for name in servers.cpu_s() if name != "redis")
+            raise load.LoadError(f"{error}; the servers' logs:\n{logs}") from error
+        finally:
+            gc.enable()
+
+
+Results = dict[str, dict[str, list[Figures] | str]]  # by measurement, then by system; text says why not
+
+
+def run(
+    kinds: Sequence[type[Relay]], scenarios: Sequence[str], *, rounds: int, seconds: float, connections: int
+) -> Results:
+    """Measures each of all, `rounds` times; memory once. What fails is not tried again."""
+    load.allow_many_files()
+    results: Results = {}
+    for number in range(rounds):
+        for scenario in scenarios:
+            if scenario == "D" and number:
+                continue
+            for kind in kinds:
+                for name, measurement in measurements(scenario, kind, seconds, connections).items():
+                    _once(results.setdefault(name, {}), kind, name, measurement)
+    return results
+
+
+def _once(results: dict[str, list[Figures] | str], kind: type[Relay], name: str, what: Measurement) -> None:
+    if missing := kind().missing():
+        results[kind.name] = f"not installed: {missing}"
+        return
+    so_far = results.setdefault(kind.name, [])
+    if isinstance(so_far, str):
+        return
+    try:
+        figures = measure(kind, what)
+    except (load.LoadError, DidNotStartError) as error:
+        print(f"{name:10} {kind.name:20} failed: {error}", file=sys.stderr, flush=True)
+        results[kind.name] = f"failed: {str(error).partition(';')[0].splitlines()[0]}"
+        return
+    so_far.append(figures)
+    shown = "  ".join(f"{key} {value:.5g}" for key, value in figures.items())
+    print(f"{name:10} {kind.name:20} {shown}", file=sys.stderr, flush=True)
+
+
+def medians(rounds: Sequence[Figures]) -> Figures:
+    return {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
+
+
+def tables(results: Results) -> list[dict[str, Any]]:
+    """JSON-able: titles, columns, rows of text or numbers, notes."""
+    return [_table(name, title, results[name]) for name, title in TITLES.items() if name in results]
+
+
+TITLES: Final = {
+    "A": "A: 200 jobs with one viewer each, 50 deltas per second each",
+    "B": "B: one job with 1,000 viewers, 50 deltas per second",
+    "C": "C: saturation, 200 jobs with one viewer each, at most 2,000 deltas under way",
+    "D": "D: an idle connection, all of one quiet job",
+    "D each": "D: an idle connection, each of a quiet job of its own",
+    "E": "E: joining a running job of 2,000 deltas",
+    "E snapshot": "E: joining a running job of 4,000 deltas by its snapshot",
+}
+COLUMNS: Final[dict[str, dict[str, str]]] = {
+    "steady": {
+        "us": "µs per delivery",
+        "relay_us": "relay",
+        "redis_us": "Redis",
+        "p50_ms": "p50 ms",
+        "p99_ms": "p99 ms",
+        "max_ms": "max ms",
+        "share": "delivered",
+        "load": "load's CPU",
+    },
+    "C": {"per_s": "per second", "us": "µs per delivery", "relay_us": "relay", "redis_us": "Redis", "lost": "lost", "load": "load's CPU"},
+    "D": {"kb": "KB each"},
+    "E": {"ms": "ms", "reads": "reads"},
+}  # fmt: skip
+
+
+def _table(name: str, title: str, by_system: dict[str, list[Figures] | str]) -> dict[str, Any]:
+    columns = COLUMNS["steady" if name in "AB" else name[0]]
+    rows: list[list[Any]] = []
+    for system, found in by_system.items():
+        if isinstance(found, str):
+            rows.append([system, found, *[""] * (len(columns) - 1)])
+        else:
+            figures = medians(found)
+            rows.append([f"{system}{_remarks(name, figures)}", *(_shown(key, figures[key]) for key in columns)])
+    return {
+        "key": name,
+        "title": title,
+        "columns": ["system", *columns.values()],
+        "rows": rows,
+        "notes": [],
+        "figures": by_system,
+    }
+
+
+def _remarks(name: str, figures: Figures) -> str:
+    remarks = []
+    if figures.get("share", 1) < BEHIND:
+        remarks.append("falls behind")
+    if name in "AB" and figures["load"] > LOAD_BOUND:
+        remarks.append("bounded by the load")
+    return f" ({', '.join(remarks)})" if remarks else ""
+
+
+def _shown(key: str, value: float) -> float | str:
+    if key in {"share", "load"}:
+        return f"{min(value, 9.99):.0%}"
+    return round(value) if value >= 100 or key in {"lost", "reads"} else round(value, 1)
+
+
+def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """All scenarios, as tables."""
+    found = run(systems(with_peers=with_peers), "ABCDE", rounds=rounds, seconds=seconds, connections=CONNECTIONS)
+    return tables(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Relays under the same load.")
+    parser.add_argument("--systems", help="by name, comma-separated; all but peers if left out")
+    parser.add_argument("--scenarios", default="A,B,C,D,E")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    known = {kind.name: kind for kind in systems()}
+    if args.systems:
+        kinds = [known[name] for name in args.systems.split(",")]
+    else:
+        kinds = systems(with_peers=args.peers)
+    found = run(
+        kinds,
+        args.scenarios.split(","),
+        rounds=args.rounds,
+        seconds=args.seconds,
+        connections=args.connections,
+    )
+    for table in tables(found):
+        print(f"\n{table['title']}\n{' | '.join(table['columns'])}")
+        for row in table["rows"]:
+            print(" | ".join(map(str, row)))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
