@@ -327,7 +327,7 @@ async def idle(
 
 
 async def joins(
-    relay: Relay, redis_port: int, *, deltas: int, times: int, snapshot: bool = False
+    relay: Relay, _servers: Servers, redis_port: int, *, deltas: int, times: int, snapshot: bool = False
 ) -> dict[str, float]:
     """Milliseconds from connecting to having all deltas of a running job; the median of some joins."""
     publisher = relay.publisher(redis_port)

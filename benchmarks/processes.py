@@ -4,6 +4,7 @@ CPU is that of each process and its children, user and system, in seconds, as th
 nanoseconds; memory is PSS, so that what forked processes share is counted once.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -138,7 +139,5 @@ def _listens(port: int) -> bool:
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     if process.poll() is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)  # its own session, so its group is ours to end
-        except ProcessLookupError:
-            pass

@@ -1,4 +1,4 @@
-"""Commands to Redis on one connection, for publishers: what one turn of the loop sends leaves in one write."""
+"""Commands to Redis on one connection: what one turn of the loop sends leaves in one write."""
 
 import asyncio
 from collections import deque

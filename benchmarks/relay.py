@@ -20,6 +20,7 @@ import pkgutil
 import statistics
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +29,11 @@ import uvloop
 from benchmarks import load, relays
 from benchmarks.processes import DidNotStartError, Servers, free_port
 from benchmarks.relays.base import Relay
+from benchmarks.report import Table, show
 from deltawire.redis_server import find_server
 
 Figures = dict[str, float]
-Measurement = Callable[[Relay, Servers, int], Coroutine[Any, Any, Figures]]
+Measurement = Callable[[Relay, Servers, int], Coroutine[Any, Any, dict[str, float]]]
 
 BEHIND: Final = 0.97  # of what was published
 LOAD_BOUND: Final = 0.85  # of a core
@@ -48,50 +50,34 @@ def systems(*, with_peers: bool = True) -> list[type[Relay]]:
     return sorted(found, key=lambda kind: (kind.name != "deltawire", kind.is_peer))
 
 
-def _below(kind: type[Relay]) -> Iterable[type[Relay]]:
+def _below(kind: type[Any]) -> Iterable[type[Relay]]:
     for below in kind.__subclasses__():
         yield below
         yield from _below(below)
 
 
-def measurements(scenario: str, kind: type[Relay], seconds: float, connections: int) -> dict[str, Measurement]:
+def measurements(
+    scenario: str, kind: type[Relay], seconds: float, connections: int
+) -> dict[str, Measurement]:
     """What a scenario measures of a system, by name."""
     match scenario:
         case "A":
-            return {
-                "A": lambda relay, servers, port: load.steady(
-                    relay, servers, port, jobs=200, viewers_each=1, rate=50, seconds=seconds
-                )
-            }
+            return {"A": partial(load.steady, jobs=200, viewers_each=1, rate=50, seconds=seconds)}
         case "B":
-            return {
-                "B": lambda relay, servers, port: load.steady(
-                    relay, servers, port, jobs=1, viewers_each=1_000, rate=50, seconds=seconds
-                )
-            }
+            return {"B": partial(load.steady, jobs=1, viewers_each=1_000, rate=50, seconds=seconds)}
         case "C":
-            return {
-                "C": lambda relay, servers, port: load.saturated(
-                    relay, servers, port, jobs=200, seconds=seconds
-                )
-            }
+            return {"C": partial(load.saturated, jobs=200, seconds=seconds)}
         case "D":
             return {
-                "D": lambda relay, servers, port: load.idle(
-                    relay, servers, port, connections=connections, jobs=1
-                ),
-                "D each": lambda relay, servers, port: load.idle(
-                    relay, servers, port, connections=connections, jobs=connections
-                ),
+                "D": partial(load.idle, connections=connections, jobs=1),
+                "D each": partial(load.idle, connections=connections, jobs=connections),
             }
         case "E":
             found: dict[str, Measurement] = {}
             if kind.has_log:
-                found["E"] = lambda relay, _, port: load.joins(relay, port, deltas=2_000, times=JOINS)
+                found["E"] = partial(load.joins, deltas=2_000, times=JOINS)
             if kind.has_snapshots:
-                found["E snapshot"] = lambda relay, _, port: load.joins(
-                    relay, port, deltas=4_000, times=JOINS, snapshot=True
-                )
+                found["E snapshot"] = partial(load.joins, deltas=4_000, times=JOINS, snapshot=True)
             return found
     raise ValueError(f"no scenario {scenario}")
 
@@ -106,6 +92,7 @@ def start_redis(servers: Servers) -> int:
 
 def measure(kind: type[Relay], measurement: Measurement) -> Figures:
     """Starts all that is needed, measures, ends it. Raises DidNotStartError and LoadError."""
+    load.allow_many_files()
     with Servers() as servers:
         redis_port = start_redis(servers)
         relay = kind()
@@ -128,7 +115,6 @@ def run(
     kinds: Sequence[type[Relay]], scenarios: Sequence[str], *, rounds: int, seconds: float, connections: int
 ) -> Results:
     """Measures each of all, `rounds` times; memory once. What fails is not tried again."""
-    load.allow_many_files()
     results: Results = {}
     for number in range(rounds):
         for scenario in scenarios:
@@ -136,22 +122,24 @@ def run(
                 continue
             for kind in kinds:
                 for name, measurement in measurements(scenario, kind, seconds, connections).items():
-                    _once(results.setdefault(name, {}), kind, name, measurement)
+                    measure_in_turn(results, kind, name, measurement)
     return results
 
 
-def _once(results: dict[str, list[Figures] | str], kind: type[Relay], name: str, what: Measurement) -> None:
-    if missing := kind().missing():
-        results[kind.name] = f"not installed: {missing}"
-        return
-    so_far = results.setdefault(kind.name, [])
+def measure_in_turn(results: Results, kind: type[Relay], name: str, measurement: Measurement) -> None:
+    """Adds a round's figures, or the reason why there are none; then it is not tried again."""
+    by_system = results.setdefault(name, {})
+    so_far = by_system.setdefault(kind.name, [])
     if isinstance(so_far, str):
         return
+    if missing := kind().missing():
+        by_system[kind.name] = f"not installed: {missing}"
+        return
     try:
-        figures = measure(kind, what)
+        figures = measure(kind, measurement)
     except (load.LoadError, DidNotStartError) as error:
         print(f"{name:10} {kind.name:20} failed: {error}", file=sys.stderr, flush=True)
-        results[kind.name] = f"failed: {str(error).partition(';')[0].splitlines()[0]}"
+        by_system[kind.name] = f"failed: {str(error).partition(';')[0].splitlines()[0]}"
         return
     so_far.append(figures)
     shown = "  ".join(f"{key} {value:.5g}" for key, value in figures.items())
@@ -162,8 +150,7 @@ def medians(rounds: Sequence[Figures]) -> Figures:
     return {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
 
 
-def tables(results: Results) -> list[dict[str, Any]]:
-    """JSON-able: titles, columns, rows of text or numbers, notes."""
+def tables(results: Results) -> list[Table]:
     return [_table(name, title, results[name]) for name, title in TITLES.items() if name in results]
 
 
@@ -176,40 +163,41 @@ TITLES: Final = {
     "E": "E: joining a running job of 2,000 deltas",
     "E snapshot": "E: joining a running job of 4,000 deltas by its snapshot",
 }
-COLUMNS: Final[dict[str, dict[str, str]]] = {
-    "steady": {
-        "us": "µs per delivery",
-        "relay_us": "relay",
-        "redis_us": "Redis",
-        "p50_ms": "p50 ms",
-        "p99_ms": "p99 ms",
-        "max_ms": "max ms",
-        "share": "delivered",
-        "load": "load's CPU",
-    },
-    "C": {"per_s": "per second", "us": "µs per delivery", "relay_us": "relay", "redis_us": "Redis", "lost": "lost", "load": "load's CPU"},
+_EACH: Final = {"us": "µs per delivery", "relay_us": "relay", "redis_us": "Redis"}
+_STEADY: Final = {
+    **_EACH,
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "max_ms": "max ms",
+    "share": "delivered",
+    "load": "load's CPU",
+}
+COLUMNS: Final = {
+    "A": _STEADY,
+    "B": _STEADY,
+    "C": {"per_s": "per second", **_EACH, "lost": "lost", "load": "load's CPU"},
     "D": {"kb": "KB each"},
     "E": {"ms": "ms", "reads": "reads"},
-}  # fmt: skip
+}
 
 
-def _table(name: str, title: str, by_system: dict[str, list[Figures] | str]) -> dict[str, Any]:
-    columns = COLUMNS["steady" if name in "AB" else name[0]]
-    rows: list[list[Any]] = []
+def _table(name: str, title: str, by_system: dict[str, list[Figures] | str]) -> Table:
+    columns = COLUMNS[name[0]]
+    rows: list[list[str | float]] = []
     for system, found in by_system.items():
         if isinstance(found, str):
             rows.append([system, found, *[""] * (len(columns) - 1)])
         else:
             figures = medians(found)
-            rows.append([f"{system}{_remarks(name, figures)}", *(_shown(key, figures[key]) for key in columns)])
-    return {
-        "key": name,
-        "title": title,
-        "columns": ["system", *columns.values()],
-        "rows": rows,
-        "notes": [],
-        "figures": by_system,
-    }
+            rows.append([system + _remarks(name, figures), *(shown(key, figures[key]) for key in columns)])
+    return Table(
+        key=name,
+        title=title,
+        columns=["system", *columns.values()],
+        rows=rows,
+        notes=[],
+        figures=by_system,
+    )
 
 
 def _remarks(name: str, figures: Figures) -> str:
@@ -221,16 +209,17 @@ def _remarks(name: str, figures: Figures) -> str:
     return f" ({', '.join(remarks)})" if remarks else ""
 
 
-def _shown(key: str, value: float) -> float | str:
+def shown(key: str, value: float) -> float | str:
+    """As a table shows it."""
     if key in {"share", "load"}:
-        return f"{min(value, 9.99):.0%}"
+        return f"{value:.0%}"
     return round(value) if value >= 100 or key in {"lost", "reads"} else round(value, 1)
 
 
-def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
     """All scenarios, as tables."""
-    found = run(systems(with_peers=with_peers), "ABCDE", rounds=rounds, seconds=seconds, connections=CONNECTIONS)
-    return tables(found)
+    kinds = systems(with_peers=with_peers)
+    return tables(run(kinds, "ABCDE", rounds=rounds, seconds=seconds, connections=CONNECTIONS))
 
 
 def main() -> None:
@@ -243,11 +232,13 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    known = {kind.name: kind for kind in systems()}
+    kinds = systems(with_peers=args.peers)
     if args.systems:
-        kinds = [known[name] for name in args.systems.split(",")]
-    else:
-        kinds = systems(with_peers=args.peers)
+        known = {kind.name: kind for kind in systems()}
+        wanted = args.systems.split(",")
+        if unknown := set(wanted) - known.keys():
+            parser.error(f"no system {', '.join(unknown)}; there are {', '.join(known)}")
+        kinds = [known[name] for name in wanted]
     found = run(
         kinds,
         args.scenarios.split(","),
@@ -256,11 +247,9 @@ def main() -> None:
         connections=args.connections,
     )
     for table in tables(found):
-        print(f"\n{table['title']}\n{' | '.join(table['columns'])}")
-        for row in table["rows"]:
-            print(" | ".join(map(str, row)))
+        show(table)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        args.json.write_text(json.dumps(tables(found), indent=1))
 
 
 if __name__ == "__main__":

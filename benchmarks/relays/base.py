@@ -1,8 +1,8 @@
 """What a relay under test has to say of itself, so that one load program can drive them all.
 
 The load program (one process, uvloop) is both sides: it publishes as an LLM worker would, through Redis, and
-reads as viewers do. What it publishes is one chunk per delta, `chunk(number, at)`; a delivery is counted where
-MARK stands in the bytes that a viewer receives, and the digits behind it are the time of its publication.
+reads as viewers do. What it publishes is one chunk per delta, `chunk(number, at)`; a delivery is counted
+where MARK stands in the bytes that a viewer receives, and the digits behind it say when it was published.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Ours: the relay's real process, fed by a worker's own write path: records, leases, fenced appends, the log."""
+"""Ours: the relay's real process, fed by a worker's write path: records, leases, fenced appends, the log."""
 
 import asyncio
 import sys

@@ -87,7 +87,7 @@ class PubSubFeed(Feed):
             return
         self.joining[socket.job_id].append(socket)
         if len(self.joining[socket.job_id]) == 1:
-            self.transport.write(hiredis.pack_command(("SUBSCRIBE", socket.job_id)))
+            self.transport.write(b"SUBSCRIBE %s\r\n" % socket.job_id)
 
     def data_received(self, data: bytes) -> None:
         self.reader.feed(data)
@@ -141,7 +141,7 @@ class History(asyncio.Protocol):
 
     def ask(self, socket: "Socket") -> None:
         self.asking.append(socket)
-        self.transport.write(hiredis.pack_command(("XRANGE", b"log:" + socket.job_id, "-", "+")))
+        self.transport.write(b"XRANGE log:%s - +\r\n" % socket.job_id)
 
     def data_received(self, data: bytes) -> None:
         self.reader.feed(data)
