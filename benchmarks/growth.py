@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import load
-from benchmarks.relay import Measurement, Results, measure_in_turn, medians, shown, systems
+from benchmarks.relay import Measurement, Results, chosen, measure_in_turn, medians, shown
 from benchmarks.relays.base import Relay
 from benchmarks.report import Table, show
 
@@ -85,10 +85,9 @@ def _table(what: str, title: str, results: Results) -> Table:
 
 
 def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
-    """Ours, beside the floor if peers are wanted."""
-    names = {"deltawire", "floor"} if with_peers else {"deltawire"}
-    kinds = [kind for kind in systems() if kind.name in names]
-    return tables(run(kinds, rounds=rounds, seconds=seconds))
+    """Ours; beside the floor, and more than once, if peers are wanted."""
+    kinds = chosen("deltawire,floor" if with_peers else "deltawire")
+    return tables(run(kinds, rounds=rounds if with_peers else 1, seconds=seconds))
 
 
 def main() -> None:
@@ -98,8 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    kinds = [kind for kind in systems() if kind.name in args.systems.split(",")]
-    found = tables(run(kinds, rounds=args.rounds, seconds=args.seconds))
+    found = tables(run(chosen(args.systems), rounds=args.rounds, seconds=args.seconds))
     for table in found:
         show(table)
     if args.json:

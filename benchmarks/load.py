@@ -50,13 +50,13 @@ class Marks:
 class Tally:
     """What all connections have received together."""
 
-    def __init__(self, *, keeps: bool = False) -> None:
+    def __init__(self) -> None:
         self.delivered = 0
         self.delays_us: list[int] | None = None
         """Where it is a list: how long the oldest delta of each read was under way."""
         self.on_news: Callable[[], None] | None = None
-        self.keeps = keeps
-        """Whether connections keep all bytes, for tests that look at the order."""
+        self.kept: list[list[bytes]] | None = None
+        """Where it is a list: all bytes of each connection, for tests that look at the order."""
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +70,9 @@ class Connection(asyncio.Protocol):
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.delivered = 0
         self.reads = 0
-        self.kept: list[bytes] = []
+        self._kept: list[bytes] = []
+        if tally.kept is not None:
+            tally.kept.append(self._kept)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment] # a stream's, whatever its class
@@ -86,8 +88,8 @@ class Connection(asyncio.Protocol):
         if answer:
             self._transport.write(answer)
         tally = self._tally
-        if tally.keeps:
-            self.kept.append(data)
+        if tally.kept is not None:
+            self._kept.append(data)
         self.reads += 1
         data = self._marks.complete(data)
         if not (count := data.count(MARK)):

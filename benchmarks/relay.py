@@ -50,6 +50,18 @@ def systems(*, with_peers: bool = True) -> list[type[Relay]]:
     return sorted(found, key=lambda kind: (kind.name != "deltawire", kind.is_peer))
 
 
+def chosen(words: str) -> list[type[Relay]]:
+    """Those that each of the words, separated by commas, names; or, if none has that name, is a part of."""
+    known = systems()
+    found: list[type[Relay]] = []
+    for word in words.split(","):
+        exactly = [kind for kind in known if kind.name == word]
+        found += exactly or [kind for kind in known if word.lower() in kind.name.lower()]
+    if not found:
+        raise SystemExit(f"there are: {'; '.join(kind.name for kind in known)}")
+    return found
+
+
 def _below(kind: type[Any]) -> Iterable[type[Relay]]:
     for below in kind.__subclasses__():
         yield below
@@ -224,7 +236,7 @@ def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Relays under the same load.")
-    parser.add_argument("--systems", help="by name, comma-separated; all but peers if left out")
+    parser.add_argument("--systems", help="names or parts of them, with commas between; default: no peers")
     parser.add_argument("--scenarios", default="A,B,C,D,E")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6)
@@ -232,13 +244,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    kinds = systems(with_peers=args.peers)
-    if args.systems:
-        known = {kind.name: kind for kind in systems()}
-        wanted = args.systems.split(",")
-        if unknown := set(wanted) - known.keys():
-            parser.error(f"no system {', '.join(unknown)}; there are {', '.join(known)}")
-        kinds = [known[name] for name in wanted]
+    kinds = chosen(args.systems) if args.systems else systems(with_peers=args.peers)
     found = run(
         kinds,
         args.scenarios.split(","),

@@ -97,23 +97,29 @@ def put(document: str, part: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n\n{end}{rest.partition(end)[2]}"
 
 
+def described(run: dict[str, Any], part: str) -> str:
+    """A part's tables, and what they were measured on and how, as Markdown."""
+    measured = run["parts"][part]
+    where = ", ".join(f"{name} {value}" for name, value in measured["facts"].items())
+    tables = "\n\n".join(map(markdown, measured["tables"]))
+    return f"{tables}\n\nMeasured: {where}; rounds {measured['rounds']} of {measured['seconds']:g} s."
+
+
 def write(run: dict[str, Any]) -> None:
-    """The run's tables and plots into the documentation."""
+    """The run's tables into the documentation."""
     document = DOCUMENT.read_text()
-    described = ", ".join(f"{name} {value}" for name, value in run["facts"].items())
-    document = put(document, "facts", f"{described}; {run['how']}.")
-    for part, tables in run["parts"].items():
-        document = put(document, part, "\n\n".join(map(markdown, tables)))
+    for part in run["parts"]:
+        document = put(document, part, described(run, part))
     DOCUMENT.write_text(document)
 
 
-def draw(results: Path) -> None:
+def draw(results: Path, folder: Path) -> None:
     """The plots, by the environment that has matplotlib."""
     if not BENCH_PYTHON.exists():
         print("no plots: .venv-bench is not installed (make bench installs it)", file=sys.stderr)
         return
-    PLOTS.mkdir(exist_ok=True)
-    subprocess.run([BENCH_PYTHON, ROOT / "benchmarks/plots.py", results, PLOTS], check=True)
+    folder.mkdir(exist_ok=True)
+    subprocess.run([BENCH_PYTHON, ROOT / "benchmarks/plots.py", results, folder], check=True)
 
 
 def main() -> None:
@@ -121,7 +127,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS / "all.json")
     args = parser.parse_args()
     write(json.loads(args.results.read_text()))
-    draw(args.results)
+    draw(args.results, PLOTS)
 
 
 if __name__ == "__main__":
