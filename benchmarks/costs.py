@@ -9,13 +9,13 @@ busy machine changes it little. Memory is resident memory above that of the idle
 import argparse
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Final
 
 from tests.support.system import System, backend_app, request, send_task
 
-TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+from benchmarks.processes import cpu_s
+
 CONNECTING: Final = 50
 NUMBER: Final = b'"sequence_number":'
 
@@ -43,12 +43,6 @@ class Reader(asyncio.Protocol):
         data = self._rest + data
         Reader.delivered += data.count(NUMBER)
         self._rest = data[-len(NUMBER) + 1 :]
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def resident_kb(pid: int) -> int:

@@ -77,7 +77,7 @@ class Servers:
 
     def cpu_s(self) -> dict[str, float]:
         """Seconds of CPU that each has used since it began, with its living children."""
-        return {name: sum(map(_cpu_s, tree(process.pid))) for name, process in self._processes.items()}
+        return {name: sum(map(cpu_s, tree(process.pid))) for name, process in self._processes.items()}
 
     def memory_kb(self) -> dict[str, int]:
         """What each holds, with its children: PSS."""
@@ -115,7 +115,8 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has used; 0 if it is gone."""
     try:
         return time.clock_gettime((~pid << 3) | 2)  # the clock of another process (clock_getcpuclockid(3))
     except OSError:
