@@ -9,11 +9,13 @@ import importlib
 import json
 
 from benchmarks import report
+from benchmarks.processes import end_in_order
 
 PARTS = ("relay", "growth", "worker", "path")
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description="Measure deltawire, floors and the usual way.")
     parser.add_argument("--peers", action="store_true", help="and everybody else")
     parser.add_argument("--parts", default=",".join(PARTS))

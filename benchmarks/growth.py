@@ -10,9 +10,10 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks import load
+from benchmarks.processes import end_in_order
 from benchmarks.relay import Measurement, Results, chosen, measure_in_turn, medians, shown
 from benchmarks.relays.base import Relay
 from benchmarks.report import Table, show
@@ -61,7 +62,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def _table(what: str, title: str, results: Results) -> Table:
-    rows: list[list[str | float]] = []
+    rows: list[list[Any]] = []
     figures: dict[str, list[dict[str, float]]] = {}
     for name, by_system in results.items():
         if not name.startswith(what):
@@ -91,6 +92,7 @@ def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description="What a delivery costs as there is more of everything.")
     parser.add_argument("--systems", default="deltawire")
     parser.add_argument("--rounds", type=int, default=2)

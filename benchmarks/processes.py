@@ -96,6 +96,14 @@ class Servers:
         self._folder.cleanup()
 
 
+def end_in_order() -> None:
+    """For programs: SIGTERM (`timeout` sends it) ends this process as Ctrl-C does, its servers first.
+
+    Not by an exception of its own: whichever callback of the loop it met would swallow it.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

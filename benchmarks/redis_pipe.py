@@ -43,7 +43,8 @@ class RedisPipe(asyncio.Protocol):
 
     def _flush(self) -> None:
         packed, self._packed = self._packed, []
-        self._transport.write(b"".join(packed))
+        if not self._transport.is_closing():  # else what is missing is counted as lost
+            self._transport.write(b"".join(packed))
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

@@ -27,7 +27,7 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks import load, relays
-from benchmarks.processes import DidNotStartError, Servers, free_port
+from benchmarks.processes import DidNotStartError, Servers, end_in_order, free_port
 from benchmarks.relays.base import Relay
 from benchmarks.report import Table, show
 from deltawire.redis_server import find_server
@@ -195,7 +195,7 @@ COLUMNS: Final = {
 
 def _table(name: str, title: str, by_system: dict[str, list[Figures] | str]) -> Table:
     columns = COLUMNS[name[0]]
-    rows: list[list[str | float]] = []
+    rows: list[list[Any]] = []
     for system, found in by_system.items():
         if isinstance(found, str):
             rows.append([system, found, *[""] * (len(columns) - 1)])
@@ -236,6 +236,7 @@ def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description="Relays under the same load.")
     parser.add_argument("--systems", help="names or parts of them, with commas between; default: no peers")
     parser.add_argument("--scenarios", default="A,B,C,D,E")

@@ -33,7 +33,7 @@ class Table(TypedDict):
     key: str
     title: str
     columns: list[str]
-    rows: list[list[str | float]]
+    rows: list[list[Any]]  # numbers, text, None for what does not apply
     notes: list[str]
     figures: NotRequired[Any]  # what they were made of, for plots and whoever wants to know
 
@@ -67,7 +67,9 @@ def show(table: Table) -> None:
         console.print(note)
 
 
-def text(cell: str | float) -> str:
+def text(cell: str | float | None) -> str:
+    if cell is None:
+        return "-"
     return cell if isinstance(cell, str) else f"{cell:,}"
 
 
