@@ -57,8 +57,8 @@ def costs(table: dict[str, Any], file: Path) -> None:
     for place, (system, figures) in enumerate(found):
         axes.barh(place, figures["relay_us"], color=colour(system), height=0.66)
         axes.barh(place, figures["redis_us"], left=figures["relay_us"], color=REDIS, height=0.66)
-        said = f" {figures['us']:.0f} µs, p99 {figures['p99_ms']:.0f} ms"
-        axes.text(figures["us"], place, said + ", falls behind" * (figures["share"] < BEHIND), va="center")
+        said = f"{figures['us']:.0f} µs, p99 {figures['p99_ms']:,.0f} ms"
+        beside(axes, figures["us"], place, said + ", falls behind" * (figures["share"] < BEHIND))
     label(axes, [system for system, _ in found])
     axes.set_xlim(0, widest * 1.45)
     axes.set_title(f"{table['title']}\nCPU per delivery: relay, and Redis in light grey")
@@ -70,7 +70,7 @@ def saturation(table: dict[str, Any], file: Path) -> None:
     _, axes = plt.subplots(figsize=(7.5, 0.6 + 0.34 * len(found)))
     for place, (system, figures) in enumerate(found):
         axes.barh(place, figures["per_s"], color=colour(system), height=0.66)
-        axes.text(figures["per_s"], place, f" {figures['per_s']:,.0f}", va="center")
+        beside(axes, figures["per_s"], place, f"{figures['per_s']:,.0f}")
     label(axes, [system for system, _ in found])
     axes.set_xlim(0, found[0][1]["per_s"] * 1.2)
     axes.set_title(f"{table['title']}\ndeliveries per second")
@@ -86,9 +86,7 @@ def growth(table: dict[str, Any], file: Path) -> None:
             values = [point[key] for point in points]
             axes.plot(counts, values, style, color=colour(system), marker="o", markersize=4)
             highest = max(highest, *values)
-        axes.annotate(
-            system, (counts[-1], points[-1]["us"]), xytext=(6, 0), textcoords="offset points", va="center"
-        )
+        beside(axes, counts[-1], points[-1]["us"], system)
     axes.set_xscale("log")
     ticks = sorted({point["count"] for points in table["figures"].values() for point in points})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -97,6 +95,10 @@ def growth(table: dict[str, Any], file: Path) -> None:
     axes.set_xlabel(table["columns"][1])
     axes.set_title(f"{table['title']}\nCPU per delivery in µs (dotted: without Redis)")
     save(file)
+
+
+def beside(axes: Any, x: float, y: float, said: str) -> None:
+    axes.annotate(said, (x, y), xytext=(5, 0), textcoords="offset points", va="center")
 
 
 def label(axes: Any, systems: list[str]) -> None:

@@ -61,6 +61,8 @@ def show(table: Table) -> None:
     for row in table["rows"]:
         drawn.add_row(*map(text, row))
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     console.print()
     console.print(drawn)
     for note in table["notes"]:
