@@ -45,9 +45,10 @@ def main() -> None:
         }
         # After each part: an hour's work must not be lost with the last one.
         file.write_text(json.dumps(run, indent=1) + "\n")
-    text = "\n\n".join(f"# {part}\n\n{report.described(run, part)}" for part in run["parts"])
-    file.with_suffix(".md").write_text(text + "\n")
-    report.draw(file, file.with_suffix(""))
+    plots = file.with_suffix("")
+    report.draw(file, plots)
+    described = [f"# {part}\n\n{report.described(run, part, plots)}\n" for part in run["parts"]]
+    file.with_suffix(".md").write_text("\n".join(described))
 
 
 if __name__ == "__main__":

@@ -101,19 +101,26 @@ def put(document: str, part: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n\n{end}{rest.partition(end)[2]}"
 
 
-def described(run: dict[str, Any], part: str) -> str:
-    """A part's tables, and what they were measured on and how, as Markdown."""
+def described(run: dict[str, Any], part: str, plots: Path) -> str:
+    """A part's tables, each with its plot in `plots`, and what they were measured on, as Markdown."""
     measured = run["parts"][part]
+    blocks = []
+    for table in measured["tables"]:
+        blocks.append(markdown(table))
+        plot = plots / f"{table['key'].lower()}.svg"
+        if plot.exists():
+            blocks.append(f"![{table['title']}]({plots.name}/{plot.name})")
     where = ", ".join(f"{name} {value}" for name, value in measured["facts"].items())
-    tables = "\n\n".join(map(markdown, measured["tables"]))
-    return f"{tables}\n\nMeasured: {where}; rounds {measured['rounds']} of {measured['seconds']:g} s."
+    rounds, seconds = measured["rounds"], measured["seconds"]
+    blocks.append(f"Measured: {where}; rounds: {rounds}, of {seconds:g} s for each measurement.")
+    return "\n\n".join(blocks)
 
 
 def write(run: dict[str, Any]) -> None:
-    """The run's tables into the documentation."""
+    """The run's tables into the documentation, with the plots that are there."""
     document = DOCUMENT.read_text()
     for part in run["parts"]:
-        document = put(document, part, described(run, part))
+        document = put(document, part, described(run, part, PLOTS))
     DOCUMENT.write_text(document)
 
 
@@ -130,8 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a run's tables and plots into the documentation.")
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS / "all.json")
     args = parser.parse_args()
-    write(json.loads(args.results.read_text()))
     draw(args.results, PLOTS)
+    write(json.loads(args.results.read_text()))
 
 
 if __name__ == "__main__":
