@@ -1,1 +1,1 @@
-"""The relays that are measured: ours, those of others, and floors. One module each, listed in `RELAYS`."""
+"""The relays that are measured: ours, those of others, floors. `benchmarks.relay` finds what is here."""
