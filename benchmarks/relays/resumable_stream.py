@@ -1,0 +1,71 @@
+"""resumable-stream 2.2.13 (Vercel, Node 20) in a plain Node HTTP server.
+
+As in its README's "Usage with explicit resumption". The producer of each job lives in the server, reads its
+source from a Redis channel, as an LLM worker would feed it, keeps all of it, and sends each chunk to each
+follower by a PUBLISH of its own. Viewers resume by GET and read SSE. Its Redis client is its default,
+node-redis 6.3.1.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar
+
+from benchmarks.processes import Servers, free_port
+from benchmarks.relays.base import Publisher, Relay, Viewer
+from benchmarks.relays.peers import NODE, HttpViewer, RedisPublisher, missing_node
+
+
+class SourcePublisher(RedisPublisher):
+    def __init__(self, redis_port: int, port: int) -> None:
+        super().__init__(redis_port)
+        self._port = port
+        self._job_ids: Sequence[str] = ()
+
+    async def open(self, job_ids: Sequence[str]) -> None:
+        await super().open(job_ids)
+        self._job_ids = job_ids
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        for job_id in job_ids:
+            writer.write(
+                b"POST /jobs/%b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n" % job_id.encode()
+            )
+            answer = await reader.readuntil(b"\r\n0\r\n\r\n")
+            if not answer.startswith(b"HTTP/1.1 201 "):
+                raise RuntimeError(f"a job was refused: {answer!r}")
+        writer.close()
+
+    def command(self, job_id: str, chunk: bytes) -> tuple[str | bytes | float, ...]:
+        return "PUBLISH", job_id, chunk
+
+    async def close(self) -> None:
+        for job_id in self._job_ids:
+            self._redis.send("PUBLISH", job_id, "[DONE]")
+        await self._redis.execute("PING")
+        await super().close()
+
+
+class ResumableStream(Relay):
+    name: ClassVar = "resumable-stream"
+    has_log: ClassVar = True
+
+    def missing(self) -> str | None:
+        return missing_node()
+
+    def start(self, servers: Servers, redis_port: int) -> None:
+        self.port = free_port()
+        environment = {"PORT": str(self.port), "REDIS_URL": f"redis://127.0.0.1:{redis_port}"}
+        servers.start(
+            "relay",
+            ["node", NODE / "resumable_stream.mjs"],
+            environment={"NODE_ENV": "production", **environment},
+            port=self.port,
+        )
+
+    def publisher(self, redis_port: int) -> Publisher:
+        return SourcePublisher(redis_port, self.port)
+
+    def viewer(self, job_id: str, *, from_start: bool = False) -> Viewer:
+        request = (
+            f"GET /jobs/{job_id}?resumeAt=0 HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
+        )
+        return HttpViewer(request.encode(), expected=200)
