@@ -1,10 +1,10 @@
 """Nchan 1.3.6 in nginx 1.22.1 (Debian 12: nginx-light, libnginx-mod-nchan), three rows.
 
-One worker process, no access log, exact locations instead of regular expressions (Nchan's README: they cost
-more than all of Nchan). Published by HTTP POST on 64 keep-alive connections, one request at a time on each, a
-job always on the same one; watched by WebSocket. In memory and with Redis a channel keeps 5,000 messages for
-ten minutes, so that a late viewer gets all; without store Redis only passes messages on
-(`nchan_redis_storage_mode nostore`, with `nchan_redis_nostore_fastpublish`).
+One worker process (a second costs more and serves no more), no access log, exact locations instead of regular
+expressions (Nchan's README: they cost more than all of Nchan). Published by HTTP POST on 64 connections, one
+request at a time on each, a job always on the same one (publishing by WebSocket costs as much); watched by
+WebSocket. In memory and with Redis a channel keeps 5,000 messages for ten minutes; without store Redis only
+passes messages on (`nchan_redis_storage_mode nostore`, `nchan_redis_nostore_fastpublish on`).
 """
 
 import asyncio
@@ -33,23 +33,19 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[bytes] = deque()
         self._is_busy = False
         self._answer = b""
-        self._transport: asyncio.Transport | None = None
-        self.is_idle = asyncio.Event()
+        self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def post(self, request: bytes) -> None:
-        assert self._transport is not None
         if self._is_busy:
             self._waiting.append(request)
         else:
             self._is_busy = True
-            self.is_idle.clear()
             self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        assert self._transport is not None
         self._answer += data
         head, found, body = self._answer.partition(b"\r\n\r\n")
         if not found:
@@ -64,11 +60,9 @@ class _Connection(asyncio.Protocol):
             self._transport.write(self._waiting.popleft())
         else:
             self._is_busy = False
-            self.is_idle.set()
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        self._transport.close()
 
 
 class _PostPublisher(Publisher):
@@ -148,7 +142,7 @@ class Nchan(Relay):
         return _PostPublisher(self.port)
 
     def viewer(self, job_id: str, *, from_start: bool = False) -> Viewer:
-        return WebSocketViewer(f"/{'all' if from_start else 'live'}?id={job_id}")
+        return WebSocketViewer(f"/watch?id={job_id}")  # from the oldest message on, by default
 
 
 class NchanRedisWithoutStore(Nchan):

@@ -1,9 +1,10 @@
-"""resumable-stream 2.2.13 (Vercel, Node 20) in a plain Node HTTP server.
+"""resumable-stream 2.2.13 (Vercel, Node 20) in a plain Node HTTP server, SSE; two rows.
 
-As in its README's "Usage with explicit resumption". The producer of each job lives in the server, reads its
-source from a Redis channel, as an LLM worker would feed it, keeps all of it, and sends each chunk to each
-follower by a PUBLISH of its own. Viewers resume by GET and read SSE. Its Redis client is its default,
-node-redis 6.3.1.
+The producer of each job lives in the server, reads its source from a Redis channel, as an LLM worker would
+feed it, keeps all of it, and sends each chunk to each follower by a PUBLISH of its own. The first row is its
+README's "Usage with explicit resumption": jobs run whoever watches; all viewers follow. In the second, its
+"Idempotent API", the first viewer's request starts the job and has the stream at first hand: cheaper, but a
+job that nobody has watched yet does not run. Its Redis client is its default, node-redis 6.3.1.
 """
 
 import asyncio
@@ -16,14 +17,17 @@ from benchmarks.relays.peers import NODE, HttpViewer, RedisPublisher, missing_no
 
 
 class SourcePublisher(RedisPublisher):
-    def __init__(self, redis_port: int, port: int) -> None:
+    def __init__(self, redis_port: int, port: int, *, starts: bool) -> None:
         super().__init__(redis_port)
         self._port = port
+        self._starts = starts
         self._job_ids: Sequence[str] = ()
 
     async def open(self, job_ids: Sequence[str]) -> None:
         await super().open(job_ids)
         self._job_ids = job_ids
+        if not self._starts:
+            return
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         for job_id in job_ids:
             writer.write(
@@ -47,13 +51,18 @@ class SourcePublisher(RedisPublisher):
 class ResumableStream(Relay):
     name: ClassVar = "resumable-stream"
     has_log: ClassVar = True
+    api: ClassVar = "explicit"
 
     def missing(self) -> str | None:
         return missing_node()
 
     def start(self, servers: Servers, redis_port: int) -> None:
         self.port = free_port()
-        environment = {"PORT": str(self.port), "REDIS_URL": f"redis://127.0.0.1:{redis_port}"}
+        environment = {
+            "PORT": str(self.port),
+            "REDIS_URL": f"redis://127.0.0.1:{redis_port}",
+            "API": self.api,
+        }
         servers.start(
             "relay",
             ["node", NODE / "resumable_stream.mjs"],
@@ -62,10 +71,15 @@ class ResumableStream(Relay):
         )
 
     def publisher(self, redis_port: int) -> Publisher:
-        return SourcePublisher(redis_port, self.port)
+        return SourcePublisher(redis_port, self.port, starts=self.api == "explicit")
 
     def viewer(self, job_id: str, *, from_start: bool = False) -> Viewer:
         request = (
             f"GET /jobs/{job_id}?resumeAt=0 HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
         )
         return HttpViewer(request.encode(), expected=200)
+
+
+class ResumableStreamIdempotent(ResumableStream):
+    name: ClassVar = "resumable-stream idempotent"
+    api: ClassVar = "idempotent"

@@ -7,6 +7,7 @@ import { Server } from "socket.io";
 
 const port = Number(process.env.PORT);
 const redisPort = Number(process.env.REDIS_PORT);
+const maxLen = Number(process.env.MAX_LEN);
 const isStreams = process.env.ADAPTER === "redis-streams";
 const client = createClient({ url: `redis://127.0.0.1:${redisPort}` });
 const subscriber = client.duplicate();
@@ -16,7 +17,7 @@ await Promise.all([client.connect(), subscriber.connect()]);
 
 const httpServer = createServer();
 const io = new Server(httpServer, {
-  adapter: isStreams ? createStreamsAdapter(client, { onlyPlaintext: true }) : createRedisAdapter(client, subscriber),
+  adapter: isStreams ? createStreamsAdapter(client, { onlyPlaintext: true, maxLen }) : createRedisAdapter(client, subscriber),
   transports: ["websocket"],
   serveClient: false,
   pingInterval: 300_000, // the load program answers no pings
