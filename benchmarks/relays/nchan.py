@@ -113,7 +113,7 @@ class Nchan(Relay):
     def missing(self) -> str | None:
         if NGINX.exists() and MODULE.exists():
             return None
-        return "needs nginx with Nchan: apt-get install nginx-light libnginx-mod-nchan"
+        return "install nginx with Nchan: apt-get install nginx-light libnginx-mod-nchan"
 
     def start(self, servers: Servers, redis_port: int) -> None:
         self.port = free_port()

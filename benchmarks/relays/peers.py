@@ -1,5 +1,6 @@
 """What the relays of others share: viewers by HTTP, WebSocket and Socket.IO; publishers by Redis commands."""
 
+import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,13 @@ FIVE_MINUTES_S: Final = 300
 
 
 def missing_node() -> str | None:
-    if (NODE / "node_modules").exists():
+    if shutil.which("node") and (NODE / "node_modules").exists():
         return None
-    return f"needs Node 20 or newer and its packages: npm ci --prefix {NODE.relative_to(ROOT)}"
+    return "install Node 20 or newer and run `make benchmarks/relays/node/node_modules/.installed`"
 
 
 def missing_python() -> str | None:
-    if BENCH_PYTHON.exists():
-        return None
-    return "needs the peers' packages in .venv-bench (docs/performance.md)"
+    return None if BENCH_PYTHON.exists() else "run `make .venv-bench/.installed`"
 
 
 def uvicorn(application: str, port: int) -> list[str | Path]:
