@@ -1,0 +1,387 @@
+"""What a delta costs a worker, from the gateway's socket to Redis; what a stream costs it in memory; how many
+jobs it accepts per second. Ours beside its peers and the floor.
+
+    .venv/bin/python -m benchmarks.worker [--systems ours,threads] [--scenarios paced,saturated,memory,accept]
+        [--rounds 1] [--seconds 5] [--json FILE]
+
+`ours@PATH` is the worker of another checkout: `--systems ours,ours@../before --rounds 3` compares two, round by
+round. Each measurement has a Redis, a gateway (benchmarks.load_gateway) and a worker of its own, all real
+processes of this machine. CPU is user and system of all of the worker's processes, and of Redis, between two
+moments, divided by the deltas that reached Redis between them (its own count of calls).
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import redis
+import uvloop
+
+from benchmarks.load_gateway import Stats, model_name
+from benchmarks.processes import Servers, free_port
+from benchmarks.workers.base import Marks, Worker
+from benchmarks.workers.ours import Ours
+from deltawire.redis_server import find_server
+
+Figures = dict[str, float | None]
+Table = dict[str, Any]  # JSON: title, columns, rows, notes
+
+WARM_UP_S: Final = 1.5
+BEGIN_TIMEOUT_S: Final = 40.0
+PLENTY: Final = 1_000_000  # of deltas: such a stream does not end by itself while it is measured
+BUSY: Final = 0.85  # of a core: a load process above that may be the bottleneck
+
+
+class Run:
+    """One worker with what is around it."""
+
+    def __init__(self, servers: Servers, worker: Worker, gateway_port: int, redis_port: int) -> None:
+        self.servers = servers
+        self.worker = worker
+        self._gateway_port = gateway_port
+        self.redis_port = redis_port
+        self.delays_us: list[int] = []
+        self._redis = redis.Redis(port=redis_port)
+
+    def _get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._gateway_port}{path}", timeout=30) as answer:
+            body: bytes = answer.read()
+            return body
+
+    def stats(self) -> Stats:
+        """The gateway's."""
+        return msgspec.json.decode(self._get("/stats"), type=Stats)
+
+    def go(self) -> None:
+        self._get("/go")
+
+    async def until(self, is_so: Callable[[Stats], bool], what: str) -> Stats:
+        """The gateway's figures as soon as they are so. Raises TimeoutError."""
+        deadline = time.monotonic() + BEGIN_TIMEOUT_S
+        while not is_so(stats := self.stats()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{what}: {stats}; the worker's log:\n{self.servers.log('worker')[-2000:]}"
+                )
+            await asyncio.sleep(0.02)
+        return stats
+
+    async def hold(self, rate: int, count: int, deltas: int = PLENTY) -> None:
+        """Has so many streams more open, of which none has begun."""
+        held = self.stats().held + count
+        await self.worker.ask(model_name(rate, deltas, is_held=True), count)
+        await self.until(lambda stats: stats.held >= held, f"{held} streams")
+
+    async def listen(self) -> None:
+        """From now on the delays of what is published are known."""
+        loop = asyncio.get_running_loop()
+        hello = b"PSUBSCRIBE *\r\n"
+        await loop.create_connection(lambda: Marks(hello, self.delays_us), "127.0.0.1", self.redis_port)
+
+    async def published(self) -> int:
+        """Deltas that reached Redis so far, or the worker's far end."""
+        if (command := self.worker.counted_by) is None:
+            return await self.worker.delivered() or self.stats().sent
+        calls: Any = self._redis.info("commandstats")
+        return int(calls.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+    async def measure(self, seconds: float, *, until: int | None = None) -> Figures:
+        """What is used, and what comes through, in that time; or `until` so many deltas came through."""
+        published, sent = await self.published(), self.stats().sent
+        before, load_s, began = self.servers.cpu_s(), time.process_time(), time.monotonic()
+        self.delays_us.clear()
+        while (left := began + seconds - time.monotonic()) > 0:
+            await asyncio.sleep(left if until is None else 0.05)
+            if until is not None and await self.published() - published >= until:
+                break
+        after, load_s, took = self.servers.cpu_s(), time.process_time() - load_s, time.monotonic() - began
+        deltas, stats = await self.published() - published, self.stats()
+        delays = sorted(self.delays_us)
+        used = {name: after[name] - before[name] for name in after}
+        figures: Figures = {
+            "worker_us": 1e6 * used["worker"] / deltas if deltas else None,
+            "redis_us": 1e6 * used["redis"] / deltas if deltas else None,
+            "deltas_per_s": deltas / took,
+            "delivered": deltas / max(1, stats.sent - sent),
+            "p50_ms": delays[len(delays) // 2] / 1e3 if delays else None,
+            "p99_ms": delays[len(delays) * 99 // 100] / 1e3 if delays else None,
+            "gateway_busy": used["gateway"] / took,
+            "load_busy": load_s / took,
+            "gateway_late_ms": stats.latest_tick_s * 1e3,
+        }
+        if self.worker.counted_by is None:
+            figures["redis_us"] = None
+        return figures
+
+
+@contextlib.asynccontextmanager
+async def running(worker: Worker, streams: int, *, jobs_first: str = "", jobs: int = 0) -> AsyncIterator[Run]:
+    """A run of the worker; where there are `jobs_first`, of that model, they wait in the queue when it starts."""
+    with Servers() as servers:
+        worker.redis_port, worker.gateway_port = free_port(), free_port()
+        start_redis(servers, worker.redis_port)
+        start_gateway(servers, worker.gateway_port)
+        if jobs_first:
+            await worker.ask(jobs_first, jobs)
+        worker.start(servers, streams)
+        try:
+            yield Run(servers, worker, worker.gateway_port, worker.redis_port)
+        finally:
+            servers.kill("worker")  # what it is at is of no interest any more
+
+
+def start_redis(servers: Servers, port: int) -> None:
+    options = {"port": port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": servers.folder}
+    words = (str(word) for name, value in options.items() for word in (f"--{name}", value))
+    servers.start("redis", [find_server(), *words], port=port)
+
+
+def start_gateway(servers: Servers, port: int) -> None:
+    command = [sys.executable, "-m", "benchmarks.load_gateway", "--port", str(port)]
+    servers.start("gateway", command, port=port, environment={"PYTHONPATH": _path_with_here()})
+
+
+def _path_with_here() -> str:
+    """So that a child finds `benchmarks`, wherever it is started."""
+    return ":".join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+
+
+async def paced(worker: Worker, seconds: float, *, streams: int = 100, rate: int = 50) -> Figures:
+    """Streams at a steady rate each, and somebody who listens."""
+    async with running(worker, streams) as run:
+        await run.hold(rate, streams)
+        await run.listen()
+        run.go()
+        await asyncio.sleep(WARM_UP_S)
+        return await run.measure(seconds)
+
+
+async def thousand(worker: Worker, seconds: float) -> Figures:
+    """More than one process takes, in the small pieces in which it comes from many gateways."""
+    return await paced(worker, seconds, streams=1_000, rate=50)
+
+
+async def saturated(worker: Worker, seconds: float, *, streams: int = 1_000, deltas: int = 300) -> Figures:
+    """Streams as fast as the worker takes them, until nearly all of it is in Redis, or four times `seconds`.
+
+    Not what passes in some time: a worker may hold for seconds what it has read.
+    """
+    async with running(worker, streams) as run:
+        await run.hold(0, streams, deltas)
+        run.go()
+        return await run.measure(4 * seconds, until=int(0.95 * streams * deltas))
+
+
+async def memory(worker: Worker, seconds: float, *, streams: int = 2_000, rate: int = 20) -> Figures:
+    """Streams in one process, above what it holds with the first hundred; and whether it keeps up."""
+    first = 100
+    async with running(worker, first + streams) as run:
+        await run.hold(rate, first)
+        few = run.servers.memory_kb()["worker"]
+        await run.hold(rate, streams)
+        silent = run.servers.memory_kb()["worker"]
+        await run.listen()
+        run.go()
+        await asyncio.sleep(WARM_UP_S)
+        figures = await run.measure(seconds)
+        grown = run.servers.memory_kb()["worker"]
+        return {**figures, "silent_kb": (silent - few) / streams, "stream_kb": (grown - few) / streams}
+
+
+async def accept(worker: Worker, seconds: float, *, jobs: int = 3_000) -> Figures:
+    """Short jobs (one delta) that wait in the queue when the worker starts: from the first to the last one's
+    request at the gateway; its CPU per job until the last one has ended, its start left out.
+    """
+    del seconds
+    async with running(worker, 1_000, jobs_first=model_name(0, 1), jobs=jobs) as run:
+        began = await run.until(lambda stats: stats.requests >= 1, "first job")
+        before = run.servers.cpu_s()
+        ended = await run.until(lambda stats: stats.requests >= jobs and not stats.open, "all jobs")
+        after, count = run.servers.cpu_s(), jobs - began.requests
+        return {
+            "jobs_per_s": (jobs - 1) / (ended.last_request_at - ended.first_request_at),
+            "worker_ms": 1e3 * (after["worker"] - before["worker"]) / count,
+            "redis_ms": 1e3 * (after["redis"] - before["redis"]) / count,
+            "gateway_busy": (after["gateway"] - before["gateway"])
+            / (ended.last_request_at - ended.first_request_at),
+        }
+
+
+async def accept_bare(worker: Worker, seconds: float) -> Figures:
+    """As `accept`, the bodies in the messages."""
+    return await accept(worker, seconds)
+
+
+Scenario = Callable[[Worker, float], Awaitable[Figures]]
+
+SCENARIOS: Final[dict[str, tuple[str, Scenario, dict[str, str]]]] = {
+    "paced": (
+        "100 streams at 50 deltas per second each",
+        paced,
+        {
+            "worker_us": "worker µs per delta",
+            "redis_us": "Redis µs per delta",
+            "p50_ms": "delay p50 ms",
+            "p99_ms": "delay p99 ms",
+            "delivered": "delivered",
+        },
+    ),
+    "thousand": (
+        "1,000 streams at 50 deltas per second each",
+        thousand,
+        {
+            "worker_us": "worker µs per delta",
+            "redis_us": "Redis µs per delta",
+            "deltas_per_s": "deltas per second",
+            "delivered": "delivered",
+        },
+    ),
+    "saturated": (
+        "1,000 streams as fast as the worker takes them",
+        saturated,
+        {
+            "worker_us": "worker µs per delta",
+            "redis_us": "Redis µs per delta",
+            "deltas_per_s": "deltas per second",
+        },
+    ),
+    "memory": (
+        "2,000 streams at 20 deltas per second each, in one process",
+        memory,
+        {
+            "silent_kb": "KiB per stream, silent",
+            "stream_kb": "KiB per stream",
+            "worker_us": "worker µs per delta",
+            "p50_ms": "delay p50 ms",
+            "p99_ms": "delay p99 ms",
+            "delivered": "delivered",
+        },
+    ),
+    "accept": (
+        "3,000 short jobs that wait in the queue, their bodies in records",
+        accept,
+        {"jobs_per_s": "jobs per second", "worker_ms": "worker ms per job", "redis_ms": "Redis ms per job"},
+    ),
+    "accept_bare": (
+        "3,000 short jobs that wait in the queue, their bodies in the messages",
+        accept_bare,
+        {"jobs_per_s": "jobs per second", "worker_ms": "worker ms per job", "redis_ms": "Redis ms per job"},
+    ),
+}
+STREAMS: Final = {"paced": 100, "thousand": 1_000, "saturated": 1_000, "memory": 2_000}
+
+
+def make_worker(name: str, scenario: str) -> Worker:
+    """By its name on the command line."""
+    kind, _, path = name.partition("@")
+    if kind == "ours":
+        ours = Ours(Path(path).resolve() if path else None, with_records=scenario == "accept")
+        return ours
+    raise SystemExit(f"there is no system {name!r}")
+
+
+def run_table(scenario: str, systems: Sequence[str], *, rounds: int, seconds: float) -> Table:
+    """Medians of rounds in which the systems take turns."""
+    title, measure, columns = SCENARIOS[scenario]
+    found: dict[str, list[Figures]] = {name: [] for name in systems}
+    notes: list[str] = []
+    for _ in range(rounds):
+        for name in systems:
+            worker = make_worker(name, scenario)
+            if reason := _unfit(worker, scenario):
+                notes.append(f"{worker.name}: {reason}")
+                continue
+            try:
+                figures = uvloop.run(measure(worker, seconds))  # type: ignore[arg-type] # a coroutine
+            except (TimeoutError, RuntimeError) as error:
+                notes.append(f"{name}: {str(error)[-600:]}")
+                continue
+            print(name, scenario, _short(figures), file=sys.stderr, flush=True)
+            found[name].append(figures)
+            for what in ("gateway_busy", "load_busy"):
+                if (figures.get(what) or 0) > BUSY:
+                    notes.append(f"{name}: {what.removesuffix('_busy')} took {figures[what]:.0%} of a core")
+    rows = [{"system": name, **_medians(all_rounds)} for name, all_rounds in found.items() if all_rounds]
+    return {
+        "title": f"Worker: {title}",
+        "columns": {"system": "system", **columns},
+        "rows": rows,
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _unfit(worker: Worker, scenario: str) -> str | None:
+    if reason := worker.missing():
+        return reason
+    if scenario.startswith("accept") and not worker.has_queue:
+        return "has no queue"
+    if STREAMS.get(scenario, 0) > worker.most_streams:
+        return f"at most {worker.most_streams} streams"
+    return None
+
+
+def _medians(rounds: Sequence[Figures]) -> Figures:
+    medians: Figures = {}
+    for name in rounds[0]:
+        values = [value for figures in rounds if (value := figures[name]) is not None]
+        medians[name] = statistics.median(values) if values else None
+    return medians
+
+
+def _short(figures: Figures) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in figures.items() if value is not None)
+
+
+def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
+    """All tables."""
+    del with_peers
+    return [run_table(scenario, ["ours"], rounds=rounds, seconds=seconds) for scenario in SCENARIOS]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a delta, a stream and a job cost a worker.")
+    parser.add_argument("--systems", default="ours")
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    tables = [
+        run_table(scenario, args.systems.split(","), rounds=args.rounds, seconds=args.seconds)
+        for scenario in args.scenarios.split(",")
+    ]
+    for table in tables:
+        print_table(table)
+    if args.json:
+        args.json.write_text(json.dumps(tables, indent=2))
+
+
+def print_table(table: Table) -> None:
+    print(f"\n{table['title']}\n")
+    columns: dict[str, str] = table["columns"]
+    print("| " + " | ".join(columns.values()) + " |")
+    print("|" + "---|" * len(columns))
+    for row in table["rows"]:
+        print("| " + " | ".join(_cell(row.get(key)) for key in columns) + " |")
+    for note in table["notes"]:
+        print(f"- {note}")
+
+
+def _cell(value: str | float | None) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main()
