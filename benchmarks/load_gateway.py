@@ -3,8 +3,9 @@
     python -m benchmarks.load_gateway --port 9000
 
 The request's model says what is streamed: `bench-RATE-DELTAS`, chunks per second (0: as fast as the reader
-takes them, a few in each write, in turn with all other streams) and how many; `bench-50-1000-held` answers with
-its head only until somebody calls `GET /go`, whereupon all that are held begin, spread over one interval.
+takes them, a few in each write, in turn with all other streams) and how many; `bench-50-1000-held` answers
+with its head only until somebody calls `GET /go`, whereupon all that are held begin, spread over an interval.
+
 Each chunk carries the time at which it was handed to its socket (benchmarks.relays.base.chunk).
 
 `GET /stats` is a JSON object (`Stats`): what was done, and the CPU it took, so that the load side can be
@@ -61,15 +62,21 @@ class LoadGateway:
         self.held: list[Connection] = []
         self.closed: list[tuple[str, float]] = []
         self._slots: list[list[Connection]] = [[] for _ in range(SLOTS)]
+        self._paced = 0  # streams that are in a slot
+        self._tick_number = 0
         self._writable: set[Connection] = set()
         self._is_pumping = False
 
     def begin(self, stream: "Connection", at: float) -> None:
         if stream.interval_s == 0:
             self.pump(stream)
-        else:
-            stream.due = at
-            self._slots[int(at / TICK_S) % SLOTS].append(stream)
+            return
+        if not self._paced:
+            self._tick_number = int(time.monotonic() / TICK_S)
+            asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._paced += 1
+        stream.due = at
+        self._slots[max(int(at / TICK_S), self._tick_number + 1) % SLOTS].append(stream)
 
     def go(self) -> None:
         """Begins all streams that are held, spread evenly over an interval."""
@@ -79,22 +86,25 @@ class LoadGateway:
         for number, stream in enumerate(held):
             self.begin(stream, now + stream.interval_s * number / len(held))
 
-    async def tick(self) -> None:
-        """Writes what is due, for ever."""
-        tick = int(time.monotonic() / TICK_S)
-        while True:
-            now = time.monotonic()
-            while tick < int(now / TICK_S):
-                slot, self._slots[tick % SLOTS] = self._slots[tick % SLOTS], []
-                for stream in slot:
-                    self.stats.latest_tick_s = max(self.stats.latest_tick_s, now - stream.due)
-                    if stream.step():
-                        stream.due += stream.interval_s
-                        # What is behind goes on with the next tick.
-                        at = max(int(stream.due / TICK_S), tick + 1)
-                        self._slots[at % SLOTS].append(stream)
-                tick += 1
-            await asyncio.sleep((tick + 1) * TICK_S - time.monotonic())
+    def _tick(self) -> None:
+        """Writes what is due; comes again as long as anything will be."""
+        now = time.monotonic()
+        while self._tick_number < int(now / TICK_S):
+            self._tick_number += 1
+            at = self._tick_number % SLOTS
+            slot, self._slots[at] = self._slots[at], []
+            for stream in slot:
+                self.stats.latest_tick_s = max(self.stats.latest_tick_s, now - stream.due)
+                if stream.step():
+                    stream.due += stream.interval_s
+                    # What is behind goes on with the next tick.
+                    at = max(int(stream.due / TICK_S), self._tick_number + 1)
+                    self._slots[at % SLOTS].append(stream)
+                else:
+                    self._paced -= 1
+        if self._paced:
+            left = (self._tick_number + 1) * TICK_S - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, left), self._tick)
 
     def pump(self, stream: "Connection") -> None:
         """SATURATED_CHUNKS for each writable stream in each turn of the loop."""
@@ -226,7 +236,7 @@ async def serve(port: int) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(gateway), "127.0.0.1", port, backlog=4096)
     async with server:
-        await gateway.tick()
+        await server.serve_forever()
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ jobs it accepts per second. Ours beside its peers and the floor.
     .venv/bin/python -m benchmarks.worker [--systems ours,threads] [--scenarios paced,saturated,memory,accept]
         [--rounds 1] [--seconds 5] [--json FILE]
 
-`ours@PATH` is the worker of another checkout: `--systems ours,ours@../before --rounds 3` compares two, round by
-round. Each measurement has a Redis, a gateway (benchmarks.load_gateway) and a worker of its own, all real
+`ours@PATH` is the worker of another checkout: `--systems ours,ours@../before --rounds 3` compares two, round
+by round. Each measurement has a Redis, a gateway (benchmarks.load_gateway) and a worker of its own, all real
 processes of this machine. CPU is user and system of all of the worker's processes, and of Redis, between two
 moments, divided by the deltas that reached Redis between them (its own count of calls).
 """
@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from benchmarks.load_gateway import Stats, model_name
 from benchmarks.processes import Servers, free_port
 from benchmarks.workers.base import Marks, Worker
 from benchmarks.workers.ours import Ours
+from benchmarks.workers.peers import HttpxReader, LineCounter, LiteLlm, Prefork, Threads
 from deltawire.redis_server import find_server
 
 Figures = dict[str, float | None]
@@ -39,6 +41,8 @@ Table = dict[str, Any]  # JSON: title, columns, rows, notes
 WARM_UP_S: Final = 1.5
 BEGIN_TIMEOUT_S: Final = 40.0
 PLENTY: Final = 1_000_000  # of deltas: such a stream does not end by itself while it is measured
+KEPT_UP: Final = 0.98  # of what the gateway sent came through
+KEPT_UP_MS: Final = 1_000  # the delay's p99
 BUSY: Final = 0.85  # of a core: a load process above that may be the bottleneck
 
 
@@ -50,7 +54,7 @@ class Run:
         self.worker = worker
         self._gateway_port = gateway_port
         self.redis_port = redis_port
-        self.delays_us: list[int] = []
+        self.delays_us = worker.delays_us
         self._redis = redis.Redis(port=redis_port)
 
     def _get(self, path: str) -> bytes:
@@ -78,12 +82,16 @@ class Run:
 
     async def hold(self, rate: int, count: int, deltas: int = PLENTY) -> None:
         """Has so many streams more open, of which none has begun."""
+        if not count:
+            return
         held = self.stats().held + count
         await self.worker.ask(model_name(rate, deltas, is_held=True), count)
         await self.until(lambda stats: stats.held >= held, f"{held} streams")
 
     async def listen(self) -> None:
         """From now on the delays of what is published are known."""
+        if self.worker.counted_by is None:
+            return
         loop = asyncio.get_running_loop()
         hello = b"PSUBSCRIBE *\r\n"
         await loop.create_connection(lambda: Marks(hello, self.delays_us), "127.0.0.1", self.redis_port)
@@ -91,7 +99,8 @@ class Run:
     async def published(self) -> int:
         """Deltas that reached Redis so far, or the worker's far end."""
         if (command := self.worker.counted_by) is None:
-            return await self.worker.delivered() or self.stats().sent
+            delivered = await self.worker.delivered()
+            return self.stats().sent if delivered is None else delivered
         calls: Any = self._redis.info("commandstats")
         return int(calls.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
@@ -99,14 +108,14 @@ class Run:
         """What is used, and what comes through, in that time; or `until` so many deltas came through."""
         published, sent = await self.published(), self.stats().sent
         before, load_s, began = self.servers.cpu_s(), time.process_time(), time.monotonic()
-        self.delays_us.clear()
+        first = len(self.delays_us)
         while (left := began + seconds - time.monotonic()) > 0:
             await asyncio.sleep(left if until is None else 0.05)
             if until is not None and await self.published() - published >= until:
                 break
         after, load_s, took = self.servers.cpu_s(), time.process_time() - load_s, time.monotonic() - began
         deltas, stats = await self.published() - published, self.stats()
-        delays = sorted(self.delays_us)
+        delays = sorted(self.delays_us[first:])
         used = {name: after[name] - before[name] for name in after}
         figures: Figures = {
             "worker_us": 1e6 * used["worker"] / deltas if deltas else None,
@@ -126,9 +135,9 @@ class Run:
 
 @contextlib.asynccontextmanager
 async def running(worker: Worker, streams: int, *, jobs_first: str = "", jobs: int = 0) -> AsyncIterator[Run]:
-    """A run of the worker; where there are `jobs_first`, of that model, they wait in the queue when it starts."""
+    """A run of the worker; so many `jobs` of the model `jobs_first` wait in the queue when it starts."""
     with Servers() as servers:
-        worker.redis_port, worker.gateway_port = free_port(), free_port()
+        worker.redis_port, worker.gateway_port, worker.delays_us = free_port(), free_port(), []
         start_redis(servers, worker.redis_port)
         start_gateway(servers, worker.gateway_port)
         if jobs_first:
@@ -182,20 +191,30 @@ async def saturated(worker: Worker, seconds: float, *, streams: int = 1_000, del
         return await run.measure(4 * seconds, until=int(0.95 * streams * deltas))
 
 
-async def memory(worker: Worker, seconds: float, *, streams: int = 2_000, rate: int = 20) -> Figures:
-    """Streams in one process, above what it holds with the first hundred; and whether it keeps up."""
-    first = 100
+async def memory(worker: Worker, seconds: float) -> Figures:
+    """As many streams of 20 per second as one process keeps up with, of those numbers that are tried."""
+    figures: Figures = {}
+    for streams in worker.tries:
+        figures = await _memory(worker, seconds, streams)
+        if (figures["delivered"] or 0) > KEPT_UP and (figures["p99_ms"] or 0) < KEPT_UP_MS:
+            break
+    return figures
+
+
+async def _memory(worker: Worker, seconds: float, streams: int) -> Figures:
+    first = 0 if worker.is_process_each else 100
     async with running(worker, first + streams) as run:
-        await run.hold(rate, first)
-        few = run.servers.memory_kb()["worker"]
-        await run.hold(rate, streams)
+        await run.hold(20, first)
+        few = run.servers.memory_kb()["worker"] if first else 0
+        await run.hold(20, streams)
         silent = run.servers.memory_kb()["worker"]
         await run.listen()
         run.go()
         await asyncio.sleep(WARM_UP_S)
         figures = await run.measure(seconds)
         grown = run.servers.memory_kb()["worker"]
-        return {**figures, "silent_kb": (silent - few) / streams, "stream_kb": (grown - few) / streams}
+    kb = {"silent_kb": (silent - few) / streams, "stream_kb": (grown - few) / streams}
+    return {**figures, **kb, "streams": first + streams}
 
 
 async def accept(worker: Worker, seconds: float, *, jobs: int = 3_000) -> Figures:
@@ -222,7 +241,7 @@ async def accept_bare(worker: Worker, seconds: float) -> Figures:
     return await accept(worker, seconds)
 
 
-Scenario = Callable[[Worker, float], Awaitable[Figures]]
+Scenario = Callable[[Worker, float], Coroutine[Any, Any, Figures]]
 
 SCENARIOS: Final[dict[str, tuple[str, Scenario, dict[str, str]]]] = {
     "paced": (
@@ -256,9 +275,10 @@ SCENARIOS: Final[dict[str, tuple[str, Scenario, dict[str, str]]]] = {
         },
     ),
     "memory": (
-        "2,000 streams at 20 deltas per second each, in one process",
+        "streams of 20 deltas per second that one process keeps up with",
         memory,
         {
+            "streams": "streams",
             "silent_kb": "KiB per stream, silent",
             "stream_kb": "KiB per stream",
             "worker_us": "worker µs per delta",
@@ -278,16 +298,25 @@ SCENARIOS: Final[dict[str, tuple[str, Scenario, dict[str, str]]]] = {
         {"jobs_per_s": "jobs per second", "worker_ms": "worker ms per job", "redis_ms": "Redis ms per job"},
     ),
 }
-STREAMS: Final = {"paced": 100, "thousand": 1_000, "saturated": 1_000, "memory": 2_000}
+STREAMS: Final = {"paced": 100, "thousand": 1_000, "saturated": 1_000}
+SYSTEMS: Final[dict[str, type[Worker]]] = {
+    "ours": Ours,
+    "prefork": Prefork,
+    "threads": Threads,
+    "httpx": HttpxReader,
+    "litellm": LiteLlm,
+    "floor": LineCounter,
+}
 
 
 def make_worker(name: str, scenario: str) -> Worker:
     """By its name on the command line."""
     kind, _, path = name.partition("@")
     if kind == "ours":
-        ours = Ours(Path(path).resolve() if path else None, with_records=scenario == "accept")
-        return ours
-    raise SystemExit(f"there is no system {name!r}")
+        return Ours(Path(path).resolve() if path else None, with_records=scenario == "accept")
+    if name not in SYSTEMS:
+        raise SystemExit(f"there is no system {name!r}, only {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]()
 
 
 def run_table(scenario: str, systems: Sequence[str], *, rounds: int, seconds: float) -> Table:
@@ -302,16 +331,22 @@ def run_table(scenario: str, systems: Sequence[str], *, rounds: int, seconds: fl
                 notes.append(f"{worker.name}: {reason}")
                 continue
             try:
-                figures = uvloop.run(measure(worker, seconds))  # type: ignore[arg-type] # a coroutine
+                figures: Figures = uvloop.run(measure(worker, seconds))
             except (TimeoutError, RuntimeError) as error:
-                notes.append(f"{name}: {str(error)[-600:]}")
+                notes.append(f"{worker.name}: {str(error)[-600:]}")
                 continue
             print(name, scenario, _short(figures), file=sys.stderr, flush=True)
             found[name].append(figures)
-            for what in ("gateway_busy", "load_busy"):
-                if (figures.get(what) or 0) > BUSY:
-                    notes.append(f"{name}: {what.removesuffix('_busy')} took {figures[what]:.0%} of a core")
-    rows = [{"system": name, **_medians(all_rounds)} for name, all_rounds in found.items() if all_rounds]
+            notes += [
+                f"{worker.name}: the {what.removesuffix('_busy')} took {busy:.0%} of a core"
+                for what in ("gateway_busy", "load_busy")
+                if (busy := figures.get(what) or 0) > BUSY
+            ]
+    rows = [
+        {"system": make_worker(name, scenario).name, **_medians(figures)}
+        for name, figures in found.items()
+        if figures
+    ]
     return {
         "title": f"Worker: {title}",
         "columns": {"system": "system", **columns},
@@ -325,6 +360,8 @@ def _unfit(worker: Worker, scenario: str) -> str | None:
         return reason
     if scenario.startswith("accept") and not worker.has_queue:
         return "has no queue"
+    if scenario == "accept" and worker.is_peer:
+        return "has no records"
     if STREAMS.get(scenario, 0) > worker.most_streams:
         return f"at most {worker.most_streams} streams"
     return None
@@ -344,8 +381,8 @@ def _short(figures: Figures) -> str:
 
 def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
     """All tables."""
-    del with_peers
-    return [run_table(scenario, ["ours"], rounds=rounds, seconds=seconds) for scenario in SCENARIOS]
+    systems = list(SYSTEMS) if with_peers else [name for name, kind in SYSTEMS.items() if not kind.is_peer]
+    return [run_table(scenario, systems, rounds=rounds, seconds=seconds) for scenario in SCENARIOS]
 
 
 def main() -> None:
@@ -356,6 +393,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `timeout` leaves no process behind
     tables = [
         run_table(scenario, args.systems.split(","), rounds=args.rounds, seconds=args.seconds)
         for scenario in args.scenarios.split(",")
@@ -379,7 +417,7 @@ def print_table(table: Table) -> None:
 
 def _cell(value: str | float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     return value if isinstance(value, str) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 

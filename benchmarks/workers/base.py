@@ -24,14 +24,18 @@ _AT: Final = re.compile(re.escape(MARK) + rb"(\d{%d})" % AT_DIGITS)
 class Worker(ABC):
     """A system under test: it reads streams of the gateway and publishes them. `name` is its row."""
 
-    name: ClassVar[str]
+    name: str
     is_peer: ClassVar[bool] = True  # False: ours and the floor
     counted_by: ClassVar[str | None] = None
     """The Redis command that it calls once for each delta; None: it does not publish."""
     most_streams: ClassVar[int] = 100_000
+    tries: ClassVar[tuple[int, ...]] = (2_000, 1_500, 1_000, 500)
+    """Numbers of streams, of 20 deltas per second each, that it may keep up with."""
+    is_process_each: ClassVar[bool] = False
     has_queue: ClassVar[bool] = False  # whether it takes jobs from a queue
     redis_port: int  # both run, and are set, before anything is called
     gateway_port: int
+    delays_us: list[int]  # of deltas as they come out at its far end; one that publishes leaves it alone
 
     def missing(self) -> str | None:
         """What has to be installed first, as a sentence; None if nothing is."""
@@ -73,8 +77,8 @@ class Marks(asyncio.Protocol):
 
 
 def enqueue(redis_port: int, task: str, queue: str, kwargs: dict[str, Any], ids: Sequence[str]) -> None:
-    """Puts a message for each job id into the queue, as Celery's `send_task` would, at a hundredth of the cost:
-    one is made by Celery, all others are copies with another id. Blocks.
+    """Puts a message for each job id into the queue, as Celery's `send_task` would, at a hundredth of the
+    cost: one is made by Celery, all others are copies with another id. Blocks.
     """
     url, aside = (
         f"redis://127.0.0.1:{redis_port}/0",

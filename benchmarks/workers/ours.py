@@ -5,7 +5,7 @@ import itertools
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -24,13 +24,15 @@ def request(model: str) -> dict[str, Any]:
 
 
 class Ours(Worker):
-    name: ClassVar[str] = "deltawire"
+    name = "deltawire"
     is_peer = False
     counted_by = "xadd"
     has_queue = True
 
     def __init__(self, checkout: Path | None = None, *, with_records: bool = False) -> None:
         self._checkout = checkout
+        if checkout:
+            self.name = f"deltawire of {checkout.name}"
         self._with_records = with_records
         self._numbers = itertools.count()
 
