@@ -36,7 +36,7 @@ from benchmarks.workers.peers import HttpxReader, LineCounter, LiteLlm, Prefork,
 from deltawire.redis_server import find_server
 
 Figures = dict[str, float | None]
-Table = dict[str, Any]  # JSON: title, columns, rows, notes
+Table = dict[str, Any]  # JSON: key, title, columns, rows, notes, figures
 
 WARM_UP_S: Final = 1.5
 BEGIN_TIMEOUT_S: Final = 40.0
@@ -65,6 +65,10 @@ class Run:
     def stats(self) -> Stats:
         """The gateway's."""
         return msgspec.json.decode(self._get("/stats"), type=Stats)
+
+    def closed(self) -> list[tuple[str, float]]:
+        """Streams of the gateway whose reader has gone: its request id, and when."""
+        return msgspec.json.decode(self._get("/closed"), type=list[tuple[str, float]])
 
     def go(self) -> None:
         self._get("/go")
@@ -105,10 +109,12 @@ class Run:
         return int(calls.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
     async def measure(self, seconds: float, *, until: int | None = None) -> Figures:
-        """What is used, and what comes through, in that time; or `until` so many deltas came through."""
+        """What is used, and what comes through, in that time; or from /go `until` so many came through."""
         published, sent = await self.published(), self.stats().sent
         before, load_s, began = self.servers.cpu_s(), time.process_time(), time.monotonic()
         first = len(self.delays_us)
+        if until is not None:
+            self.go()
         while (left := began + seconds - time.monotonic()) > 0:
             await asyncio.sleep(left if until is None else 0.05)
             if until is not None and await self.published() - published >= until:
@@ -187,7 +193,6 @@ async def saturated(worker: Worker, seconds: float, *, streams: int = 1_000, del
     """
     async with running(worker, streams) as run:
         await run.hold(0, streams, deltas)
-        run.go()
         return await run.measure(4 * seconds, until=int(0.95 * streams * deltas))
 
 
@@ -342,16 +347,22 @@ def run_table(scenario: str, systems: Sequence[str], *, rounds: int, seconds: fl
                 for what in ("gateway_busy", "load_busy")
                 if (busy := figures.get(what) or 0) > BUSY
             ]
-    rows = [
-        {"system": make_worker(name, scenario).name, **_medians(figures)}
-        for name, figures in found.items()
-        if figures
-    ]
+    by_name = {make_worker(name, scenario).name: figures for name, figures in found.items() if figures}
+    return table(f"worker-{scenario}", f"Worker: {title}", columns, by_name, notes)
+
+
+def table(
+    key: str, title: str, columns: dict[str, str], found: dict[str, list[Figures]], notes: Sequence[str]
+) -> Table:
+    """Medians of all rounds, by system; `columns` says which figures, and their heads."""
+    medians = {system: _medians(figures) for system, figures in found.items()}
     return {
-        "title": f"Worker: {title}",
-        "columns": {"system": "system", **columns},
-        "rows": rows,
+        "key": key,
+        "title": title,
+        "columns": ["system", *columns.values()],
+        "rows": [[system, *(_shown(row.get(name)) for name in columns)] for system, row in medians.items()],
         "notes": list(dict.fromkeys(notes)),
+        "figures": found,
     }
 
 
@@ -373,6 +384,13 @@ def _medians(rounds: Sequence[Figures]) -> Figures:
         values = [value for figures in rounds if (value := figures[name]) is not None]
         medians[name] = statistics.median(values) if values else None
     return medians
+
+
+def _shown(value: float | None) -> float | None:
+    """With the digits that mean something."""
+    if value is None:
+        return None
+    return round(value) if value >= 100 else round(value, 1 if value >= 10 else 2)
 
 
 def _short(figures: Figures) -> str:
@@ -398,27 +416,19 @@ def main() -> None:
         run_table(scenario, args.systems.split(","), rounds=args.rounds, seconds=args.seconds)
         for scenario in args.scenarios.split(",")
     ]
-    for table in tables:
-        print_table(table)
+    for found in tables:
+        show(found)
     if args.json:
         args.json.write_text(json.dumps(tables, indent=2))
 
 
-def print_table(table: Table) -> None:
+def show(table: Table) -> None:
+    """As Markdown."""
     print(f"\n{table['title']}\n")
-    columns: dict[str, str] = table["columns"]
-    print("| " + " | ".join(columns.values()) + " |")
-    print("|" + "---|" * len(columns))
-    for row in table["rows"]:
-        print("| " + " | ".join(_cell(row.get(key)) for key in columns) + " |")
+    for line in (table["columns"], ["---"] * len(table["columns"]), *table["rows"]):
+        print("| " + " | ".join("-" if cell is None else f"{cell}" for cell in line) + " |")
     for note in table["notes"]:
         print(f"- {note}")
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":
