@@ -4,8 +4,8 @@ arrives.
 
     .venv/bin/python -m benchmarks.path [--parts deltas,first,cancel] [--rounds 1] [--seconds 4]
 
-Delays are from the gateway's write to the client's read (the chunk's time stamp, one clock for all), CPU is that
-of all server-side processes. Latency suffers from whatever else the machine does: hence the direct figures.
+Delays are from the gateway's write to the client's read (the chunk's time stamp, one clock for all), CPU is
+that of all server-side processes. Latency suffers from all else that the machine does: hence the direct one.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -145,8 +146,7 @@ async def streaming(
     port = setting.gateway_port if is_direct else setting.relay_port
     loop = asyncio.get_running_loop()
     viewers = [
-        await loop.create_connection(lambda hello=hello: Marks(hello, delays_us), "127.0.0.1", port)  # type: ignore[misc]
-        for hello in hellos
+        await loop.create_connection(partial(Marks, hello, delays_us), "127.0.0.1", port) for hello in hellos
     ]
     await setting.run.until(lambda stats: stats.held >= streams, "streams")
     setting.run.go()

@@ -16,7 +16,7 @@ client = OpenAI(base_url=os.environ["BENCH_GATEWAY_URL"], api_key="sk-bench")
 publisher = redis.Redis.from_url(os.environ["BENCH_REDIS_URL"], max_connections=10_000)
 
 
-@app.task(name="stream", bind=True, ignore_result=True)  # type: ignore[untyped-decorator] # Celery has no types
+@app.task(name="stream", bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
 def stream(self: Any, request: dict[str, Any]) -> None:
     for chunk in client.chat.completions.create(**request, stream=True):
         publisher.publish(f"job:{self.request.id}", chunk.model_dump_json())
