@@ -228,9 +228,9 @@ DOORS: Final[dict[str, Callable[[Setting], Awaitable[float]]]] = {
 
 async def first(setting: Setting, _: float) -> dict[str, Figures]:
     """The first delta, enqueue and connections included; alone, and beside 50 streams of 20 per second."""
-    found: dict[str, Figures] = {door: {} for door in DOORS}
-    for prefix in ("", "loaded_"):
-        load = streaming(setting, streams=50, rate=20, seconds=WAIT_S) if prefix else contextlib.nullcontext()
+    found: dict[str, Figures] = {}
+    for beside in ("", ", beside the streams"):
+        load = streaming(setting, streams=50, rate=20, seconds=WAIT_S) if beside else contextlib.nullcontext()
         async with load:
             taken: dict[str, list[float]] = {door: [] for door in DOORS}
             for _ in range(ASKED):
@@ -238,10 +238,9 @@ async def first(setting: Setting, _: float) -> dict[str, Figures]:
                     taken[door].append(await ask(setting))
         direct = percentiles(taken["direct"])
         for door, seconds in taken.items():
-            for name, value in percentiles(seconds).items():
-                found[door][f"{prefix}{name}"] = value
-                added = (value or 0) - (direct[name] or 0)
-                found[door][f"{prefix}added_{name}"] = None if door == "direct" else added
+            figures = percentiles(seconds)
+            added = {f"added_{name}": (value or 0) - (direct[name] or 0) for name, value in figures.items()}
+            found[door + beside] = {**figures, **(dict.fromkeys(added) if door == "direct" else added)}
     return found
 
 
@@ -279,12 +278,7 @@ PARTS: Final[dict[str, tuple[str, Part, dict[str, str]]]] = {
     "first": (
         "time to the first delta, enqueue and connections included",
         first,
-        {
-            f"{prefix}{name}": f"{added}{percentile}{load}"
-            for prefix, load in (("", ""), ("loaded_", ", loaded"))
-            for infix, added in (("", ""), ("added_", "added "))
-            for name, percentile in ((infix + key, head) for key, head in _MS.items())
-        },
+        {**_MS, "added_p50_ms": "added p50 ms", "added_p99_ms": "added p99 ms"},
     ),
     "cancel": ("from the client's cancel to the gateway's connection closed", cancel, _MS),
 }
