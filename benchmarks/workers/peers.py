@@ -67,7 +67,7 @@ class Threads(CelerySdk):
     name = "Celery threads, OpenAI SDK"
     pool = "threads"
     most_streams = 1_000
-    tries = (150, 50)
+    tries = (100, 40)
 
 
 class HttpxReader(Worker):
@@ -114,7 +114,7 @@ class LiteLlm(Worker):
 
     name = "LiteLLM proxy"
     most_streams = 1_000
-    tries = (50, 20)
+    tries = (100, 40)
 
     def missing(self) -> str | None:
         return None if LITELLM.exists() else "make litellm installs it"
