@@ -214,6 +214,19 @@ async def test_a_compacted_log_folds_to_what_it_was(job_log: OpenedLog) -> None:
     assert (await job_log.head("job")).earliest == 4
 
 
+async def test_an_append_to_a_compacted_log_can_be_repeated(job_log: OpenedLog) -> None:
+    """Also where the log's length is that of a log which would end before the append."""
+    log = await written(job_log, *"abcd")
+    await rewrite(job_log, 4, log[3:], before=snapshot(3, *"ab"))
+    lines = await job_log.read("job", 0)
+    for _ in range(2):
+        assert await append(job_log, 4, "x") == ("OK", 5)
+        assert await job_log.read("job", 0) == lines
+        assert await append(job_log, 7, "x") == ("GAP", 5)
+    assert await append(job_log, 4, "x", "y", "e") == ("OK", 6)
+    assert await job_log.read("job", 0) == [*lines, *deltas(6, "e")]
+
+
 async def test_a_log_can_be_nothing_but_a_snapshot(job_log: OpenedLog) -> None:
     """Of an attempt that has written nothing yet."""
     assert (await rewrite(job_log, 6, [], before=snapshot(5))) == [b"OK", 5, 0]

@@ -12,23 +12,34 @@
 --        GAP        refused: events between top and the first one are missing
 --        MISSING    refused: there is no record
 local known = redis.call('HMGET', KEYS[1], 'attempt', 'owner', 'status')
-local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-local top = last and tonumber(string.match(last[1], '^%d+')) or 0
-if not known[1] then return {'MISSING', top, 0} end
 -- Attempts count from 1 again in a record that was lost and made anew, and one that is parked is not counted: so
 -- the owner counts, too, and a queued job has none.
-if known[1] ~= ARGV[1] or (known[2] or '') ~= ARGV[2] then return {'STALE', top, 0} end
+local is_own = known[1] == ARGV[1] and (known[2] or '') == ARGV[2]
+local cancelling = redis.call('EXISTS', KEYS[3]) == 1
 local first, ttl, terminal = tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local fields_end = 7 + tonumber(ARGV[7])
-if first + #ARGV - fields_end - 1 <= top then return {'OK', top, 0} end
-if known[3] ~= 'in_progress' and known[3] ~= 'queued' then return {'ENDED', top, 0} end
-if first > top + 1 then return {'GAP', top, 0} end
-local cancelling = redis.call('EXISTS', KEYS[3]) == 1
-if cancelling and terminal ~= '' and terminal ~= 'cancelled' then return {'CANCELLED', top, 0} end
+local top, through = first - 1, first + #ARGV - fields_end - 1
 
--- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
-redis.call('EXPIRE', KEYS[1], ttl)
-redis.call('EXPIRE', KEYS[2], ttl)
+-- What follows the top of a log that begins with event 1 is added at once: the log's length says that nothing is
+-- missing, XADD refuses what is there already, and the keys live as long as the lease is renewed. All else goes the
+-- long way, and so does what a full Redis refuses.
+local is_added = is_own and known[3] == 'in_progress' and terminal == '' and top > 0
+  and redis.call('XLEN', KEYS[2]) == top
+  and type(redis.pcall('XADD', KEYS[2], ARGV[3] .. '-0', 'e', ARGV[fields_end + 1])) == 'string'
+if not is_added then
+  local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+  top = last and tonumber(string.match(last[1], '^%d+')) or 0
+  if not known[1] then return {'MISSING', top, 0} end
+  if not is_own then return {'STALE', top, 0} end
+  if through <= top then return {'OK', top, 0} end
+  if known[3] ~= 'in_progress' and known[3] ~= 'queued' then return {'ENDED', top, 0} end
+  if first > top + 1 then return {'GAP', top, 0} end
+  if cancelling and terminal ~= '' and terminal ~= 'cancelled' then return {'CANCELLED', top, 0} end
+
+  -- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
+  redis.call('EXPIRE', KEYS[1], ttl)
+  redis.call('EXPIRE', KEYS[2], ttl)
+end
 if fields_end > 7 then redis.call('HSET', KEYS[1], unpack(ARGV, 8, fields_end)) end
 if terminal ~= '' then
   redis.call('HSET', KEYS[1], 'status', terminal)
@@ -42,9 +53,10 @@ if terminal ~= '' then
   end
 end
 local begin = fields_end + 1 + top + 1 - first
-for i = begin, #ARGV do
+for i = is_added and begin + 1 or begin, #ARGV do
   redis.call('XADD', KEYS[2], string.format('%d-0', first + i - fields_end - 1), 'e', ARGV[i])
 end
 if top == 0 then redis.call('EXPIRE', KEYS[2], ttl) end
-local receivers = redis.call(ARGV[6], KEYS[4], table.concat(ARGV, '\n', begin))
-return {cancelling and 'CANCELLING' or 'OK', first + #ARGV - fields_end - 1, receivers}
+local news = begin == #ARGV and ARGV[begin] or table.concat(ARGV, '\n', begin)
+local receivers = redis.call(ARGV[6], KEYS[4], news)
+return {cancelling and 'CANCELLING' or 'OK', through, receivers}
