@@ -1,11 +1,13 @@
-"""The appends of all jobs of a worker process: those that one turn of the loop made leave in one write for
-each primary. Nothing here, nor in `writer.py`, is awaited by the token loop.
+"""The appends of all jobs of a worker process, in one write at a time to each primary: what comes before that
+one is answered leaves in the next. So batches grow with the load, without a timer, and whoever wakes for
+them (Redis, its relays, we) wakes less often. Nothing here, nor in `writer.py`, is awaited by the token loop.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import hiredis
@@ -39,6 +41,8 @@ class Flusher:
         self._writers: set[JobWriter] = set()
         self._dirty: dict[JobWriter, None] = {}
         self._is_scheduled = False
+        self._under_way: dict[RedisConnection, dict[JobWriter, None]] = {}
+        """Connections whose last write is not answered, each with the writers that wait for that."""
         self.settled_at = -math.inf
         """Until then relays that Redis was away from, too, have time to subscribe again. Loop time."""
 
@@ -81,7 +85,7 @@ class Flusher:
         self._dirty.pop(writer, None)
 
     def mark(self, writer: JobWriter) -> None:
-        """The writer has something to say; it leaves at the end of this turn of the loop."""
+        """The writer has something to say; it leaves at the end of this turn of the loop, or in the next write."""
         self._dirty[writer] = None
         if not self._is_scheduled:
             self._is_scheduled = True
@@ -128,13 +132,28 @@ class Flusher:
         batches: dict[RedisConnection, tuple[list[bytes], list[Callable[[Reply], None]]]] = {}
         for writer in dirty:
             connection = self._connection(writer.keys.meta)
-            # Where there is none, `_connected` marks the writer again, or a move of its slot.
-            if connection is not None and (command := writer.command()):
+            if connection is None:
+                pass  # `_connected` marks the writer again, or a move of its slot
+            elif (waiting := self._under_way.get(connection)) is not None:
+                waiting[writer] = None
+            elif command := writer.command():
                 commands, callbacks = batches.setdefault(connection, ([], []))
                 commands.append(command)
                 callbacks.append(writer.answered)
         for connection, (commands, callbacks) in batches.items():
+            callbacks[-1] = partial(self._answered_last, connection, callbacks[-1])
             connection.write(b"".join(commands), callbacks)
+            self._under_way[connection] = {}
+
+    def _answered_last(
+        self, connection: RedisConnection, answered: Callable[[Reply], None], reply: Reply
+    ) -> None:
+        """The last reply to a write, which may also be that the connection is lost."""
+        try:
+            answered(reply)
+        finally:
+            for writer in self._under_way.pop(connection):
+                self.mark_if_open(writer)
 
     async def _connected(self, _: RedisLink, connection: RedisConnection) -> None:
         for script in (APPEND, REWRITE, RENEW):
