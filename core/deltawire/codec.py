@@ -115,6 +115,11 @@ def is_terminal(line: bytes) -> bool:
     return type_of(line) in _TERMINAL
 
 
+def delta_head(job_id: str) -> bytes:
+    """What a delta of this job begins with, up to its number, behind which stands a comma."""
+    return b'%s"job_id":"%s",%s' % (_DELTA, job_id.encode(), _NUMBER)
+
+
 class DeltaEncoder:
     """Encodes the deltas of one attempt by joining bytes: the hot path makes no objects.
 
@@ -122,7 +127,7 @@ class DeltaEncoder:
     """
 
     def __init__(self, job_id: str, attempt: int) -> None:
-        self._head = b'{"type":"delta","job_id":"%s","sequence_number":' % job_id.encode()
+        self._head = delta_head(job_id)
         self._middle = b',"attempt":%d,"created_at":' % attempt
 
     def encode(self, sequence_number: int, created_at: float, chunk: bytes) -> bytes:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import hiredis
+from hiredis import PushNotification, ReplyError
 from redis.connection import parse_url
 
 from . import redis_url
@@ -90,14 +91,14 @@ class RedisConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
-        reader = self._reader
-        reader.feed(data)
+        self._reader.feed(data)
+        gets, on_push, callbacks = self._reader.gets, self._on_push, self._callbacks
         try:
-            while (reply := reader.gets()) is not False:
-                if isinstance(reply, hiredis.PushNotification):
-                    self._on_push(reply)
-                elif not (isinstance(reply, hiredis.ReplyError) and self._is_refused_push(reply)):
-                    self._callbacks.popleft()(reply)
+            while (reply := gets()) is not False:
+                if type(reply) is PushNotification:
+                    on_push(reply)
+                elif not (isinstance(reply, ReplyError) and self._is_refused_push(reply)):
+                    callbacks.popleft()(reply)
         except hiredis.ProtocolError:
             _log.exception("Redis sent what is not RESP; reconnecting")
             self.abort()

@@ -13,7 +13,15 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from deltawire.codec import decode, encode_terminal, is_snapshot, is_terminal, sequence_number_of, type_of
+from deltawire.codec import (
+    decode,
+    delta_head,
+    encode_terminal,
+    is_snapshot,
+    is_terminal,
+    sequence_number_of,
+    type_of,
+)
 from deltawire.ending import AsFailed, terminal_event
 from deltawire.errors import GapError, RedisUnavailableError, WireError
 from deltawire.fold import Fold
@@ -71,6 +79,7 @@ class Hub:
         self._feed = feed
         self._report = report
         self._page_reads = page_reads
+        self._delta_head = delta_head(job_id)
         self._channel = log.keys.job(job_id).channel
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
         self._held_bytes = 0
@@ -80,7 +89,8 @@ class Hub:
         self._catching_up: asyncio.Task[None] | None = None
         self._is_closed = False
         self._looks = 0
-        self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
+        self._time = asyncio.get_running_loop().time
+        self._last_event_at = self._seen_at = self._time()
         self._has_expired = False  # as far as we know, if the record is gone
         self._fold = LogFold()
         self._fold_lock = asyncio.Lock()
@@ -146,8 +156,20 @@ class Hub:
                 self._held.clear()
                 self._held_bytes = 0
                 self._has_dropped = True
-        elif self.record is None or not self._merge([payload]):
+        elif self.record is None or not (self._follows(payload) or self._merge([payload])):
             self._hold([payload])
+
+    def _follows(self, payload: bytes) -> bool:
+        """Takes what nearly all messages are, the deltas that follow, without reading them. False: it is not that."""
+        lines = payload.split(b"\n")
+        tail, head = self.tail, self._delta_head
+        for number, line in enumerate(lines, tail.top + 1):
+            if not line.startswith(b"%s%d," % (head, number)):
+                return False
+        for line in lines:
+            tail.append(line)
+        self._heard()
+        return True
 
     def flush(self) -> None:
         for subscriber in tuple(self.subscribers):
@@ -361,7 +383,10 @@ class Hub:
                     event = decode(line)
                     self.attempt = event.attempt
                 self.is_ended = is_terminal(line)
-        self._last_event_at = self._seen_at = asyncio.get_running_loop().time()
+        self._heard()
+
+    def _heard(self) -> None:
+        self._last_event_at = self._seen_at = self._time()
         self._lost_looks = 0
         self._news.set()
 

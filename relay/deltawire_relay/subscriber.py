@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.log import FIRST_PAGE_EVENTS, next_page_events
 from deltawire.messages import Snapshot, Subscribed
+from deltawire.record import Record
 
 from .tail import Batch
 
@@ -52,6 +53,7 @@ class Subscriber:
         self._sink = sink
         self._tenant = tenant
         self._merge = merge
+        self._allowed_by: Record | None = None  # by which it was last found allowed
         self._reading: asyncio.Task[None] | None = None
         self._is_closed = False
         self._page_events = FIRST_PAGE_EVENTS
@@ -147,21 +149,27 @@ class Subscriber:
 
     def pump(self) -> None:
         """Writes what is due. Never blocks; may be called at any time."""
-        if not self.is_open or not self.is_allowed or self._reading is not None:
+        if not self.is_open or self._reading is not None:
             return
-        tail = self.hub.tail
+        hub, sink = self.hub, self._sink
+        if hub.record is None or hub.record is not self._allowed_by:
+            if not self.is_allowed:
+                return
+            self._allowed_by = hub.record
+        tail = hub.tail
         if self.position > tail.top:
             self._read(self._heal)
             return
-        while self.position < tail.top and self._sink.is_writable:
+        while self.position < tail.top and sink.is_writable:
             batch = (tail.merged_after if self._merge else tail.after)(self.position)
             if batch is None:
                 self._read(self._read_log)
                 return
-            self._write(batch)
-        if self.has_ended:
+            sink.write_batch(batch)
+            self.position = batch.through
+        if hub.is_ended and self.has_ended:
             self.is_open = False
-            self._sink.ended(self)
+            sink.ended(self)
 
     def close(self) -> None:
         """Stops. Idempotent."""

@@ -81,16 +81,12 @@ class Tail:
     """Holds the events (base, top]; older ones are in the log. Bounded in bytes."""
 
     def __init__(self, top: int = 0, *, max_bytes: int = TAIL_BYTES) -> None:
-        self.base = top
+        self.base = self.top = top
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._max_bytes = max_bytes
         self._last: Batch | None = None
         self._last_merged: Batch | None = None
-
-    @property
-    def top(self) -> int:
-        return self.base + len(self._lines)
 
     def extend(self, lines: Iterable[bytes]) -> list[bytes]:
         """Takes the events that are new and returns them; those it has are skipped.
@@ -105,24 +101,34 @@ class Tail:
                 continue
             if number != top + 1:
                 raise GapError(top + 1, number)
-            self._lines.append(line)
-            self._bytes += len(line)
+            self.append(line)
             new.append(line)
             top = number
+        return new
+
+    def append(self, line: bytes) -> None:
+        """Takes the event that follows."""
+        self._lines.append(line)
+        self._bytes += len(line)
+        self.top += 1
         while self._bytes > self._max_bytes and len(self._lines) > 1:
             self._bytes -= len(self._lines.popleft())
             self.base += 1
-        return new
 
     def after(self, position: int) -> Batch | None:
         """The events after `position`, or as many as make a batch; None where some are older than the tail.
 
         `position` must be below the top.
         """
+        last = self._last
+        if last is not None and last.after == position and (last.is_full or last.through == self.top):
+            return last
         if position < self.base:
             return None
-        last = self._last
-        if last is None or not self._is_current(last, position):
+        if position + 1 == self.top:
+            line = self._lines[-1]
+            last = Batch(position, (line,), is_full=len(line) >= BATCH_BYTES)
+        else:
             lines: list[bytes] = []
             size = 0
             for line in self._lines_after(position):
@@ -130,7 +136,8 @@ class Tail:
                 size += len(line)
                 if size >= BATCH_BYTES:
                     break
-            last = self._last = Batch(position, lines, is_full=size >= BATCH_BYTES)
+            last = Batch(position, lines, is_full=size >= BATCH_BYTES)
+        self._last = last
         return last
 
     def merged_after(self, position: int) -> Batch | None:
