@@ -244,7 +244,7 @@ class Feed:
 
     def _on_push(self, push: list[Any]) -> None:
         kind, name = push[0], push[1]
-        if kind != b"message" and kind != b"smessage":
+        if kind not in {b"message", b"smessage"}:
             if kind == b"sunsubscribe" and name in self._listeners:
                 # The slot has left. (If this comes late, and the channel is heard already, it does no harm.)
                 self._subscribed_at.pop(name, None)

@@ -160,7 +160,7 @@ class Hub:
             self._hold([payload])
 
     def _follows(self, payload: bytes) -> bool:
-        """Takes what nearly all messages are, the deltas that follow, without reading them. False: it is not that."""
+        """Takes what nearly all messages are, the deltas that follow, unread. False: it is none of these."""
         lines = payload.split(b"\n")
         tail, head = self.tail, self._delta_head
         for number, line in enumerate(lines, tail.top + 1):

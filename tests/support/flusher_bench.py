@@ -13,7 +13,7 @@ from deltawire.options import Options
 from deltawire.record import Record
 from deltawire.redis_connection import RedisConnection, RedisLink, Reply
 from deltawire.scripts import APPEND, REWRITE
-from deltawire_worker.flusher import Flusher
+from deltawire_worker.flusher import PAUSE_S, Flusher
 from deltawire_worker.writer import JobWriter
 
 OWNER = "w1"
@@ -131,6 +131,7 @@ class Bench:
 
     def lose(self) -> None:
         """As RedisConnection and RedisLink do it: the callbacks first."""
+        self.connection.is_open = False
         for call in self.connection.calls:
             call.answer(RedisUnavailableError("lost"))
         self.connection.appends.clear()
@@ -159,9 +160,17 @@ class Bench:
         return rewrite
 
 
-async def settle() -> None:
+async def turns() -> None:
+    """No time passes."""
     for _ in range(3):
         await asyncio.sleep(0)
+
+
+async def settle() -> None:
+    """Until what waits for other appends has left."""
+    await turns()
+    await asyncio.sleep(2 * PAUSE_S)
+    await turns()
 
 
 async def bench(*, top: int = 0) -> Bench:

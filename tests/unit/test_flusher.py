@@ -16,9 +16,9 @@ from deltawire.keys import ACTIVE_TTL_S
 from deltawire.log import AppendCode
 from deltawire.redis_connection import Reply
 from deltawire.scripts import RENEW
-from deltawire_worker.flusher import RETRY_S
+from deltawire_worker.flusher import ENOUGH, PAUSE_S, RETRY_S
 from deltawire_worker.writer import MAX_PENDING_BYTES, STALL_TIMEOUT_S
-from tests.support.flusher_bench import Append, Bench, bench, settle
+from tests.support.flusher_bench import Append, Bench, bench, settle, turns
 from tests.support.virtual_time import run, virtual_time
 
 
@@ -28,7 +28,7 @@ async def test_the_first_event_leaves_at_once() -> None:
     b = await bench(top=4)
     assert b.writer.next_number == 5
     b.writer.put(b"five")
-    await settle()
+    await turns()
     append = b.under_way
     assert append.keys == ["dw:{job}:meta", "dw:{job}:log", "dw:{job}:cancel", "dw:{job}:events"]
     assert (append.attempt, append.first, append.ttl_s, append.terminal) == (3, 5, ACTIVE_TTL_S, "")
@@ -37,7 +37,7 @@ async def test_the_first_event_leaves_at_once() -> None:
 
 @virtual_time
 async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
-    """One append under way at most, and no timer."""
+    """One append of a job under way at most."""
     b = await bench()
     b.writer.put(b"1")
     await settle()
@@ -54,6 +54,47 @@ async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
     await settle()
     assert b.connection.appends == []
     assert (b.writer.pending_bytes, b.writer.next_number) == (0, 4)
+
+
+@virtual_time
+async def test_what_comes_soon_after_a_write_waits_for_more() -> None:
+    """For PAUSE_S, or until ENOUGH wait, whether or not that write is answered."""
+    b = await bench()
+    others = [b.open(f"job-{number}") for number in range(ENOUGH + 1)]
+    for writer in (b.writer, others[0]):
+        writer.put(b"1")
+        await turns()
+    assert len(b.connection.appends) == 1
+    await asyncio.sleep(2 * PAUSE_S)
+    assert len(b.connection.appends) == 2
+    b.connection.appends.clear()
+    others[1].put(b"1")  # at once: there was nothing lately
+    await turns()
+    assert len(b.connection.appends) == 1
+    b.connection.appends.clear()
+    late = [b.open(f"late-{number}") for number in range(ENOUGH)]
+    for writer in late:
+        assert b.connection.appends == []
+        writer.put(b"1")
+        await turns()
+    assert [append.keys[1] for append in b.connection.appends] == [
+        f"dw:{{late-{number}}}:log" for number in range(ENOUGH)
+    ]
+
+
+@virtual_time
+async def test_a_writer_that_is_closed_while_it_waits_says_nothing() -> None:
+    """Its job was given up."""
+    b = await bench()
+    b.writer.put(b"1")
+    await turns()
+    other = b.open("other")
+    other.put(b"1")
+    await turns()
+    b.flusher.close_writer(other)
+    b.under_way.accept()
+    await settle()
+    assert b.connection.appends == []
 
 
 @virtual_time
@@ -380,8 +421,9 @@ async def test_a_redis_that_takes_nothing_has_its_time() -> None:
     b = await bench()
     b.lose()
     b.writer.put(b"x" * (MAX_PENDING_BYTES + 1))
+    began = asyncio.get_running_loop().time()
     assert await b.writer.room() is False
-    assert asyncio.get_running_loop().time() == pytest.approx(STALL_TIMEOUT_S)
+    assert asyncio.get_running_loop().time() - began == pytest.approx(STALL_TIMEOUT_S)
 
 
 @virtual_time
