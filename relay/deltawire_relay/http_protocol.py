@@ -108,7 +108,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._close()  # two would write
             return
         self._set_deadline(None)
-        super().handle_websocket_upgrade()
+        stopped = sys.exception()
+        lines = [b"%s: %s\r\n" % header for header in self.headers]
+        method = self.parser.get_method()
+        protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc] # as uvicorn's
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        self.connections.discard(self)
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        protocol.data_received(b"".join([b"%s %s HTTP/1.1\r\n" % (method, self.url), *lines, b"\r\n"]))
+        if isinstance(stopped, httptools.HttpParserUpgrade) and (rest := self._data[stopped.args[0] :]):
+            protocol.data_received(rest)  # sent too early, but sent
+        # It and its parser hold each other, and would wait for the garbage collector, thousands of them.
+        self.parser = None  # type: ignore[assignment] # as uvicorn's
 
     def send_400_response(self, msg: str) -> None:
         if not self._is_refused:

@@ -103,7 +103,6 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
         hubs = Hubs(log, feed, sweeper.report)
         standby = Standby(hubs, log, feed)
-        await stack.enter_async_context(in_background(sweeper.keep(), standby.keep()))
         gate = Gate(settings.api_keys, settings.allowed_origins)
         jobs = Jobs(log, hubs, CeleryQueue(sender))
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
@@ -111,6 +110,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         models = Models(log.scripts, keys)
         openai = OpenAIApi(gate, hubs, jobs, models, abandon_grace_s=settings.chat_abandon_grace_s)
         websockets = WebSocketDoor(gate, hubs, jobs)
+        await stack.enter_async_context(in_background(sweeper.keep(), standby.keep(), websockets.keep()))
         config = uvicorn.Config(
             http_app([*api.routes(), *openai.routes()], gate, settings.allowed_origins),
             host=settings.host,

@@ -11,6 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from deltawire.api_keys import parse_api_keys
 from deltawire.redis_server import RedisServer
+from deltawire_relay import conversation as conversation_module
 from deltawire_relay import hub as hub_module
 from deltawire_relay import looks as looks_module
 from deltawire_relay import subscriber as subscriber_module
@@ -292,7 +293,7 @@ async def test_no_credential_in_time_is_4502(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A socket on which nobody authenticates is closed (§6.1, §6.5)."""
-    monkeypatch.setattr(websocket_module, "AUTHENTICATION_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(conversation_module, "AUTHENTICATION_TIMEOUT_S", 0.1)
     keys = parse_api_keys(KEYS.text)
     async with (
         relay_in_process(redis_server.url, monkeypatch, api_keys=keys) as address,
