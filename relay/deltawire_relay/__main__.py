@@ -8,6 +8,7 @@ from deltawire.environment import ConfigurationError, Environment
 from deltawire.errors import RedisUnavailableError
 from deltawire.log_format import configure
 
+from .open_files import raise_limit
 from .server import serve
 from .settings import Settings
 
@@ -21,6 +22,7 @@ def main() -> int:
     for name in ("uvicorn", "websockets"):
         logging.getLogger(name).setLevel("WARNING")
     configure(log_format=settings.log_format, level=settings.log_level)
+    raise_limit()
     try:
         import uvloop
 

@@ -57,11 +57,11 @@ class Connection(WebSocketProtocol):
     __slots__ = (
         "_answering",
         "_door",
-        "_heard_at",
         "_is_deaf",
         "_is_listening",
         "_is_over",
         "_one_job",
+        "_pings",
         "_principal",
         "_query",
         "_subscriptions",
@@ -83,7 +83,7 @@ class Connection(WebSocketProtocol):
         self._is_over = False  # refused or lost: nothing is answered any more
         self._is_deaf = False  # since the client takes nothing
         self._is_listening = True
-        self._heard_at = 0.0
+        self._pings = 0  # since the client was heard last
 
     # What the transport calls.
 
@@ -92,7 +92,7 @@ class Connection(WebSocketProtocol):
         self._turn = self._door.join(self)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self._pings = 0
         super().data_received(data)
         if self.is_paused and self.transport.get_write_buffer_size() > MAX_UNTAKEN_BYTES:
             # The library answers each ping, whether or not anybody takes the answers.
@@ -103,7 +103,7 @@ class Connection(WebSocketProtocol):
         super().resume_writing()
         if self._is_deaf:
             self._is_deaf = False
-            self._heard_at = asyncio.get_running_loop().time()
+            self._pings = 0
         for subscriber, _ in tuple(self._subscriptions.values()):
             subscriber.pump()
         self._go_on()
@@ -351,13 +351,14 @@ class Connection(WebSocketProtocol):
             subscriber.close()
             release()
 
-    def beat(self, patience_s: float) -> None:
-        """Positions and a ping. A client that was silent for longer than `patience_s` is closed (4012)."""
+    def beat(self) -> None:
+        """Positions and a ping. A client that answers none of two is closed (4012)."""
         if self._principal is None or not self.is_writable:
             return
-        if asyncio.get_running_loop().time() - self._heard_at > patience_s:
+        if self._pings == 2:
             self.close(CloseCode.NO_PONG, "no pong")
         else:
+            self._pings += 1
             positions = {job_id: entry[0].position for job_id, entry in self._subscriptions.items()}
             self.write(message_frame(Heartbeat(positions=positions)) + PING)
 

@@ -122,7 +122,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=4096,
+            backlog=65_535,  # the system's limit (net.core.somaxconn) is the one that counts
             timeout_keep_alive=75,
             timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
         )

@@ -13,7 +13,6 @@ from .jobs import Jobs
 from .websocket_protocol import Spare
 
 HEARTBEAT_S: Final = 15.0
-PATIENCE: Final = 2.5  # heartbeats, so that two pings have had no answer
 TURNS: Final = 60
 
 
@@ -26,9 +25,8 @@ class WebSocketDoor:
         self.jobs = jobs
         self.spare = Spare()
         self.is_serving = True
-        # So that ten thousand that connect at once do not beat at once.
         self._turns: list[set[Connection]] = [set() for _ in range(TURNS)]
-        self._joining = cycle(self._turns)
+        self._last_turn = self._turns[-1]
         self._has_lost = asyncio.Event()
 
     def __call__(self, **_: Any) -> Connection:  # uvicorn's config and state, of no use here
@@ -40,16 +38,16 @@ class WebSocketDoor:
 
     def join(self, connection: Connection) -> set[Connection]:
         """The set from which it is to be discarded at its end."""
-        turn = next(self._joining)
-        turn.add(connection)
-        return turn
+        self._last_turn.add(connection)
+        return self._last_turn
 
     async def keep(self) -> None:
         """Until cancelled: each connection's heart beats every HEARTBEAT_S, without a timer of its own."""
         for turn in cycle(self._turns):
             await asyncio.sleep(HEARTBEAT_S / TURNS)
             for connection in tuple(turn):
-                connection.beat(PATIENCE * HEARTBEAT_S)
+                connection.beat()
+            self._last_turn = turn  # who joins now has a whole round before it
 
     async def drain(self, window_s: float) -> None:
         """Says goodbye to all, with delays spread over the window, and closes."""

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import redis.asyncio
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 
 from deltawire.api_keys import parse_api_keys
 from deltawire.redis_server import RedisServer
@@ -362,6 +363,29 @@ async def deaf_websocket(host: str, port: int, path: str) -> AsyncIterator[async
         async with asyncio.timeout(WAIT_S):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         yield reader
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("piece", [1, 50, 1_000])
+async def test_a_handshake_may_come_in_any_pieces(piece: int, relay: RelayProcess) -> None:
+    """Also with the first message in its last segment: it is answered (RFC 6455 §5.2)."""
+    text = b'{"type":"unsubscribe","job_id":"a","request_id":"early"}'
+    sent = (
+        b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        + Frame(Opcode.TEXT, text).serialize(mask=True)
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+    try:
+        for at in range(0, len(sent), piece):
+            writer.write(sent[at : at + piece])
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(WAIT_S):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            answer = await reader.readuntil(b'"code":"not_subscribed"')
+        assert b'"request_id":"early"' in answer
     finally:
         writer.close()
 

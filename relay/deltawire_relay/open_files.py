@@ -1,0 +1,34 @@
+"""How many connections the system lets this process have."""
+
+import logging
+from typing import Final
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+# Ten thousand viewers, with room for what else a process opens.
+WANTED: Final = 10_240
+
+_log = logging.getLogger(__name__)
+
+
+def raise_limit() -> None:
+    """Raises the soft limit on open files to the hard one, and warns where that is little.
+
+    The soft limit is low for the sake of `select`, which nothing here uses.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    except (OSError, ValueError) as error:  # macOS, where the hard limit is no limit
+        _log.debug("the limit on open files stays at %d: %s", soft, error)
+    if soft != resource.RLIM_INFINITY and soft < WANTED:
+        _log.warning(
+            "at most %d open files, and so fewer viewers; the limit may be raised (ulimit -n, LimitNOFILE=)",
+            soft,
+        )

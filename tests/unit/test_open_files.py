@@ -1,0 +1,37 @@
+"""The relay takes as many connections as it may, and says where that is few."""
+
+import resource
+
+import pytest
+
+from deltawire_relay import open_files
+
+
+@pytest.mark.parametrize(
+    ("hard", "is_said"),
+    [(256, True), (open_files.WANTED, False), (1_000_000, False), (resource.RLIM_INFINITY, False)],
+)
+def test_the_soft_limit_becomes_the_hard_one(
+    hard: int, is_said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hard limit that is low is in the log, with what to do."""
+    limits = {resource.RLIMIT_NOFILE: (256, hard)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    open_files.raise_limit()
+    assert limits == {resource.RLIMIT_NOFILE: (hard, hard)}
+    assert ("ulimit -n" in caplog.text) is is_said
+
+
+def test_a_limit_that_cannot_be_raised_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The relay starts all the same."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    open_files.raise_limit()
+    assert "at most 256 open files" in caplog.text
