@@ -106,10 +106,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self._send(protocol)
 
     def set_timer(self, timer: asyncio.TimerHandle | None) -> None:
-        """There is one: for the peer to say who it is, then for it to close."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = timer
+        """In place of the one before, while it is open; from then on there is one for the peer to close."""
+        if self._state is State.OPEN:
+            self._replace_timer(timer)
 
     # What the transport calls.
 
@@ -154,7 +153,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state, self.is_writable = State.CLOSED, False
-        self.set_timer(None)
+        self._replace_timer(None)
         self._stop_watching()
         if self._protocol is not None:
             _release(self._protocol)
@@ -219,13 +218,18 @@ class WebSocketProtocol(asyncio.Protocol):
             self._expect_close()
 
     def _expect_close(self) -> None:
-        self.set_timer(asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._give_up))
+        self._replace_timer(asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._give_up))
 
     def _give_up(self) -> None:
         if self.is_paused:
             self._expect_close()  # it still takes what came before, or the stall watch sees that it does not
         else:
             self.transport.abort()
+
+    def _replace_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
 
     def _write(self, data: bytes) -> None:
         if self._stall is not None:
