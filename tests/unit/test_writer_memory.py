@@ -319,31 +319,71 @@ async def test_a_later_attempt_stands_for_what_came_before_by_an_empty_snapshot(
     assert fold_of([rewrite.snapshot]) is None
 
 
-@pytest.mark.parametrize("code", ["GAP", "MISSING"])
-def test_a_loss_that_the_terminal_event_meets_is_healed_first(code: str) -> None:
+@virtual_time
+async def test_a_lost_end_of_a_log_is_appended_again() -> None:
+    """What is older stays in the log as it is, and the record hears again what the lost appends told it."""
+    b, server = await bench(), Server()
+    job = Streamed(b)
+    b.writer.note("first_delta_at", 12.5)
+    while b.writer._base.number == 0:  # until the log holds more than we do
+        job.deltas(1)
+        await settle()
+        await answer(b, server)
+    del server.lines[-3:], server.fields["first_delta_at"]
+    job.deltas(1)
+    ending = asyncio.create_task(job.end())
+    await settle()
+    await answer(b, server)
+    assert b.connection.rewrites == []
+    again = b.under_way
+    assert again.events[:-1] == job.lines[-4:]
+    again.answer(server.apply(again))
+    assert await ending == "OK"
+    assert server.lines == job.lines
+    assert server.fields["first_delta_at"] == "12.5"
+    assert b.writer.pending_bytes == 0
+
+
+@virtual_time
+async def test_a_lost_end_that_is_longer_than_what_is_held_is_healed_by_a_snapshot() -> None:
+    """Which takes the log's place."""
+    b, server = await bench(), Server()
+    job = Streamed(b)
+    for _ in range(60):
+        job.deltas(1)
+        await settle()
+        await answer(b, server)
+    assert b.writer._base.number > 10
+    del server.lines[10:]
+    job.deltas(1)
+    await settle()
+    await answer(b, server)
+    assert b.connection.appends == []
+    await answer_all(b, server)
+    assert is_snapshot(server.lines[0])
+    server.check(job.lines)
+
+
+@virtual_time
+async def test_a_loss_that_the_terminal_event_meets_is_healed_first() -> None:
     """The rewrite has everything but the terminal event, which follows by an append, with its status."""
-
-    @virtual_time
-    async def test() -> None:
-        b = await bench()
-        job = Streamed(b)
-        job.deltas(2)
-        ending = asyncio.create_task(job.end())
-        await settle()
-        b.under_way.refuse(code)
-        await settle()
-        rewrite = b.rewrite_under_way
-        assert rewrite.events == job.lines[:2]
-        rewrite.accept()
-        await settle()
-        assert not ending.done()
-        append = b.under_way
-        assert (append.first, len(append.events), append.terminal) == (3, 1, "completed")
-        assert "finished_at" in append.fields
-        append.accept()
-        assert await ending == "OK"
-
-    test()
+    b = await bench()
+    job = Streamed(b)
+    job.deltas(2)
+    ending = asyncio.create_task(job.end())
+    await settle()
+    b.under_way.refuse("MISSING")
+    await settle()
+    rewrite = b.rewrite_under_way
+    assert rewrite.events == job.lines[:2]
+    rewrite.accept()
+    await settle()
+    assert not ending.done()
+    append = b.under_way
+    assert (append.first, len(append.events), append.terminal) == (3, 1, "completed")
+    assert "finished_at" in append.fields
+    append.accept()
+    assert await ending == "OK"
 
 
 @virtual_time

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .flusher import Flusher
 
 MAX_PENDING_BYTES: Final = 4 * MAX_EVENT_BYTES
-SNAPSHOT_BYTES: Final = 131_072  # of events between two snapshots at the least; two such stretches are kept
+SNAPSHOT_BYTES: Final = 8_192  # of events between two snapshots at the least; two such stretches are kept
 STALL_TIMEOUT_S: Final = 60.0
 
 _log = logging.getLogger(__name__)
@@ -241,13 +241,30 @@ class JobWriter:
                 self._ended.set_result(code)
         elif code in {"GAP", "MISSING"}:
             _log.warning("Redis has lost events; writing them again", extra={"job_id": self._job_id})
-            self.rewrite()
+            if code == "GAP" and reply[1] >= self._base.number:
+                self._go_back(reply[1])
+            else:
+                self.rewrite()
         else:
             self._events.clear()
             self._must_rewrite = False
             self.pending_bytes = 0
             self._settle(code)
             self._on_refused(code)
+
+    def _go_back(self, top: int) -> None:
+        """The log has lost its end only, which is held: it is appended again, and what is older stays."""
+        kept = top - self._base.number
+        lost = self._recent[kept:]
+        del self._recent[kept:]
+        self._events[:0] = lost
+        self._acknowledged = top
+        size = sum(map(len, lost))
+        self.pending_bytes += size
+        self._log_bytes -= size
+        if self._record.first_delta_at is not None:  # the one field that may have gone with them
+            self.note("first_delta_at", self._record.first_delta_at)
+        self._flusher.mark(self)
 
     def _settle(self, code: AppendCode) -> None:
         """There is nothing more to say: whoever waited for that hears of it."""
