@@ -186,6 +186,22 @@ async def test_the_terminal_event_waits_for_the_append_under_way() -> None:
 
 
 @virtual_time
+async def test_a_terminal_event_leaves_though_nobody_waits_for_it_any_more() -> None:
+    """Also where its turn comes, after another append, just as its writer is closed."""
+    b = await bench()
+    b.writer.put(b"1")
+    await settle()
+    first = b.under_way
+    ending = asyncio.create_task(b.writer.end(b"2", status="completed", retention_s=5))
+    await settle()
+    first.accept()
+    ending.cancel()
+    b.flusher.close_writer(b.writer)
+    await settle()
+    assert (b.under_way.terminal, ending.cancelled()) == ("completed", True)
+
+
+@virtual_time
 async def test_cancelled_gives_the_terminal_event_back() -> None:
     """The deltas that were refused along with it stay, and `cancelled` takes its number."""
     b = await bench()

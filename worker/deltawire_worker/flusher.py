@@ -125,9 +125,10 @@ class Flusher:
 
     def close_writer(self, writer: JobWriter) -> None:
         self._writers.discard(writer)
-        self._dirty.pop(writer, None)
-        for lane in self._lanes.values():
-            lane.waiting.pop(writer, None)
+        if not writer.is_ending:  # else what is left is the terminal event, which nobody else would write
+            self._dirty.pop(writer, None)
+            for lane in self._lanes.values():
+                lane.waiting.pop(writer, None)
 
     def mark(self, writer: JobWriter) -> None:
         """The writer has something to say: it leaves in this turn of the loop, or a little later."""
