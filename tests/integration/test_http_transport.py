@@ -22,7 +22,7 @@ import pytest
 import uvloop
 
 from deltawire_worker import happy_eyeballs, http_connection
-from deltawire_worker.http_transport import StreamTransport
+from deltawire_worker.http_transport import BodyStream, StreamTransport
 from tests.support.tcp_proxy import abort
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -496,6 +496,107 @@ async def test_what_arrived_comes_in_one_piece() -> None:
         assert await anext(stream) == b"0123456789"
         server.closed.set()
         assert [piece async for piece in stream] == []
+
+
+# Pushing: each piece goes to a function from where it arrives.
+
+
+def pushing(response: httpx.Response) -> BodyStream:
+    body = response.extensions["body_stream"]
+    assert isinstance(body, BodyStream)
+    return body
+
+
+@on_each_loop
+async def test_pieces_are_pushed_as_they_arrive() -> None:
+    """First what came before; and nobody is woken until the sink, or the body, has come to an end."""
+    pieces: list[bytes] = []
+
+    async def handler(server: Server, peer: Peer) -> None:
+        await server.request(peer)
+        for number in range(6):
+            await peer.send((b"" if number else CHUNKED) + b"1\r\n%d\r\n" % number)
+            await server.reached.wait()
+            server.reached.clear()
+        await peer.send(b"0\r\n\r\n")
+
+    def sink(piece: bytes) -> bool:
+        server.reached.set()
+        pieces.append(piece)
+        return piece != b"3"
+
+    async with (
+        serving(handler) as server,
+        client_of() as client,
+        client.stream("GET", server.url) as response,
+    ):
+        assert await pushing(response).push(sink)
+        assert pieces == [b"0", b"1", b"2", b"3"]
+        assert not await pushing(response).push(sink)
+        assert pieces == [b"%d" % number for number in range(6)]
+        assert await settled(lambda: is_at_rest(ours(client), kept=1))
+
+
+@on_each_loop
+async def test_what_a_sink_raises_is_raised() -> None:
+    """Not taken for a broken connection; which is closed, as the response is unfinished."""
+
+    def sink(piece: bytes) -> bool:
+        if piece == b"two":
+            raise LookupError(piece)
+        server.reached.set()
+        return True
+
+    async def handler(server: Server, peer: Peer) -> None:
+        await server.request(peer)
+        await peer.send(CHUNKED + b"3\r\none\r\n")
+        await server.reached.wait()
+        await peer.send(b"3\r\ntwo\r\n")
+        await server.closed.wait()
+
+    async with serving(handler) as server, client_of() as client:
+        async with client.stream("GET", server.url) as response:
+            with pytest.raises(LookupError):
+                await pushing(response).push(sink)
+        assert await settled(lambda: is_at_rest(ours(client)))
+        server.closed.set()
+
+
+@on_each_loop
+async def test_a_cancelled_push_takes_nothing_more() -> None:
+    """What arrives between the cancellation and its coming through is nobody's."""
+    pieces: list[bytes] = []
+
+    def sink(piece: bytes) -> bool:
+        pieces.append(piece)
+        task.cancel()
+        return True
+
+    body = CHUNKED + b"3\r\none\r\n" * 1_000
+    async with serving(once(body, close=False)) as server, client_of() as client:
+        async with client.stream("GET", server.url) as response:
+            task = asyncio.create_task(pushing(response).push(sink))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            taken = len(pieces)
+            await asyncio.sleep(0.01)
+            assert len(pieces) == taken <= 2  # what was here already, and the first that arrived
+        assert await server.saw_close()
+
+
+@on_each_loop
+async def test_a_response_that_is_closed_ends_its_push() -> None:
+    """With an error, as another reader would get it; and a later one gets it at once."""
+    async with serving(once(CHUNKED + b"5\r\nhello\r\n", close=False)) as server, client_of() as client:
+        async with client.stream("GET", server.url) as response:
+            push = asyncio.create_task(pushing(response).push(lambda _: True))
+            await asyncio.sleep(0.01)
+            await response.aclose()
+            with pytest.raises(httpx.ReadError):
+                await asyncio.wait_for(push, 1)
+            with pytest.raises(httpx.ReadError):
+                await pushing(response).push(lambda _: True)
+        assert await server.saw_close()
 
 
 @on_each_loop

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from deltawire.codec import DeltaEncoder
 from deltawire.events import MAX_EVENT_BYTES
 from deltawire_worker.refusal import UpstreamError
-from deltawire_worker.upstream import DONE, MAX_CHUNK_BYTES, Stream, request_body
+from deltawire_worker.upstream import (
+    DONE,
+    MAX_CHUNK_BYTES,
+    Chunk,
+    Stream,
+    media_type_of,
+    request_body,
+    source_of,
+)
 from deltawire_worker.upstreams import Upstream
 from tests.support.sample_events import text_chunk
 
@@ -25,7 +33,8 @@ def data(chunk: Any) -> bytes:
 
 
 def stream(content: Any = b"", **headers: str) -> Stream:
-    return Stream(httpx.Response(200, content=content, headers=headers))
+    response = httpx.Response(200, content=content, headers=headers)
+    return Stream(source_of(response), media_type_of(response))
 
 
 async def pieces(*parts: bytes | Exception) -> AsyncIterator[bytes]:
@@ -35,12 +44,17 @@ async def pieces(*parts: bytes | Exception) -> AsyncIterator[bytes]:
         yield part
 
 
-async def read(stream: Stream) -> tuple[list[bytes], UpstreamError | None]:
+async def read(stream: Stream, *, pauses: bool = False) -> tuple[list[bytes], UpstreamError | None]:
     """All that came, and the error that it ended with."""
     lines: list[bytes] = []
+
+    def take(batch: list[Chunk]) -> bool:
+        lines.extend(line for _, line in batch)
+        return not pauses
+
     try:
-        async for batch in stream.batches():
-            lines += [line for _, line in batch]
+        while await stream.read(take):
+            assert pauses
     except UpstreamError as error:
         return lines, error
     return lines, None
@@ -153,7 +167,7 @@ def test_a_chunk_without_end_is_not_collected_for_ever() -> None:
     ids=["end", "more"],
 )
 async def test_what_came_with_a_chunk_that_is_too_large_is_handed_out(rest: tuple[bytes, ...]) -> None:
-    """`batches` promises so, however TCP joins the bytes; and the error comes, whatever comes after it."""
+    """`read` promises so, however TCP joins the bytes; and the error comes, whatever comes after it."""
     lines, error = await read(stream(pieces(data(ONE) + data({"a": "x" * MAX_CHUNK_BYTES}), *rest)))
     assert lines == [ONE]
     assert error is not None
@@ -176,6 +190,21 @@ def test_an_event_stays_within_its_bound_also_where_a_chunk_is_encoded_anew(payl
 async def test_a_stream_is_read_to_done() -> None:
     """In as many batches as there were reads."""
     assert await read(stream(pieces(data(ONE), data(TWO) + data(DONE), data(ONE)))) == ([ONE, TWO], None)
+
+
+@pytest.mark.parametrize("end", [(data(DONE),), (), (httpx.ReadError(KEY),)])
+async def test_a_reader_that_has_enough_for_now_gets_the_rest_later(end: tuple[Any, ...]) -> None:
+    """Each time from where it stopped."""
+    parts = (data(ONE)[:9], data(ONE)[9:] + data(TWO), data(ONE), data(TWO), *end)
+    assert await read(stream(pieces(*parts)), pauses=True) == ([ONE, TWO, ONE, TWO], None)
+
+
+async def test_an_error_comes_also_to_a_reader_that_has_enough() -> None:
+    """It has no room for more, and no more comes."""
+    parts = pieces(data(ONE) + data({"error": {"code": "x"}}))
+    lines, error = await read(stream(parts), pauses=True)
+    assert lines == [ONE]
+    assert error is not None
 
 
 async def test_a_stream_without_done_is_read_to_its_end() -> None:

@@ -17,7 +17,7 @@ from deltawire.fold import Fold
 from .refusal import UpstreamError
 from .retry import Budget, GiveUp, Park, decide
 from .run import Refused, Run
-from .upstream import Stream, UpstreamClient, request_body
+from .upstream import Chunk, Stream, UpstreamClient, request_body
 from .upstreams import Upstream, Upstreams
 
 _log = logging.getLogger(__name__)
@@ -132,7 +132,8 @@ class Asker:
     async def _read(self, run: Run, stream: Stream, *, wanted: int) -> None:
         """The token loop; `wanted` choices are to come. Raises UpstreamError."""
         fold, writer = run.fold, run.writer
-        async for batch in stream.batches():
+
+        def take(batch: list[Chunk]) -> bool:
             now = time.time()
             run.saw_delta(now)
             for chunk, _ in batch:
@@ -140,12 +141,14 @@ class Asker:
             writer.put_deltas([line for _, line in batch], now, fold)
             if fold.usage is not None and is_finished(fold, wanted):
                 run.saw_all()
-            if writer.is_full:
-                with run.not_listening():
-                    has_room = await writer.room()
-                if not has_room:
-                    run.abort(Refused("UNREACHABLE"))
-                    return
+            return not writer.is_full and run.cause is None
+
+        while await stream.read(take):
+            with run.not_listening():
+                has_room = await writer.room()
+            if not has_room:
+                run.abort(Refused("UNREACHABLE"))
+                return
 
     @staticmethod
     def _judge(run: Run, upstream: Upstream, stream: Stream) -> UpstreamError | None:

@@ -13,6 +13,9 @@ MAX_HEAD_BYTES = 64 * 1024  # status line and headers, 1xx responses included; a
 MAX_UNREAD_BYTES = 256 * 1024  # then the socket is not read until the reader has taken them
 MAX_UNSENT_BYTES = 64 * 1024  # then `request.stream` is not read until the kernel has taken them
 
+Sink = Callable[[bytes], bool]
+"""Takes a piece of a body; returns False to have no more for now."""
+
 # RFC 9110, sections 5.1 and 5.5. A line break in a value would let it write headers of its own.
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(rb"(?:[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?")
@@ -41,7 +44,17 @@ class Connection(asyncio.Protocol):
     """One socket, at rest or in one exchange: a request and its response, never two at once.
 
     One future, one reader: whoever sends or receives waits on `news`, which anything new resolves.
+    Only who pushes is not woken by each piece of a body: it goes to the sink from where it arrives.
     """
+
+    # A worker has thousands: a dict of so many names is 1.5 KB.
+    __slots__ = (
+        *("origin", "is_idle", "expires_at", "loop", "status", "reason", "http_version", "headers"),
+        *("is_complete", "is_stale", "_on_lost", "_transport", "_is_aborted", "_is_write_paused"),
+        *("_is_read_paused", "_waiter", "_sink", "_timer", "_read_timeout", "_progress_at", "_is_busy"),
+        *("_parser", "_method", "_error", "_chunks", "_unread_bytes", "_head_bytes", "_bytes_since_body"),
+        *("_is_silent", "_is_sent", "_has_head", "_has_news", "_can_keep", "_ends_by_eof"),
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, origin: "Origin", on_lost: Callable[["Connection"], None]
@@ -55,7 +68,8 @@ class Connection(asyncio.Protocol):
         self._is_aborted = False
         self._is_write_paused = False
         self._is_read_paused = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        self._sink: Sink | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._read_timeout = 0.0
         self._progress_at = 0.0
@@ -159,8 +173,23 @@ class Connection(asyncio.Protocol):
     def _is_refused(self) -> bool:
         return self._error is not None or self.is_complete or self.status >= 400
 
-    def news(self, read_timeout: float | None) -> asyncio.Future[None]:
-        """Return a future that anything new resolves; a silence of `read_timeout` s is an error, too."""
+    async def push(self, sink: Sink, read_timeout: float | None) -> bool:
+        """Call `sink` with each piece of the body that arrives from now on, until there is other news.
+
+        True: `sink` returned False. What it raises is raised.
+        """
+        self._sink = sink
+        try:
+            return await self.news(read_timeout)
+        finally:
+            if self._sink is sink:
+                self._sink = None
+
+    def news(self, read_timeout: float | None) -> asyncio.Future[bool]:
+        """Return a future that anything new resolves; a silence of `read_timeout` s is an error, too.
+
+        Its result says whether a sink wants no more.
+        """
         self._waiter = waiter = self.loop.create_future()
         if read_timeout is not None:
             # No time-out object per chunk: the timer looks at these when it fires, and sleeps on.
@@ -221,10 +250,24 @@ class Connection(asyncio.Protocol):
             self._error = error
         self.abort()
 
-    def _wake(self) -> None:
+    def _wake(self, *, is_enough: bool = False) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+            waiter.set_result(is_enough)
+
+    def _push(self, sink: Sink) -> None:
+        """Hand on what is unread, and wake who pushes only if there is something to say."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():  # it has been told of an end, or cancelled
+            return
+        try:
+            goes_on = sink(self.take())
+        except Exception as exc:  # noqa: BLE001 - asyncio would take it for a broken connection
+            self._waiter = None
+            waiter.set_exception(exc)
+            return
+        if not goes_on or self.is_complete or self._error is not None:
+            self._wake(is_enough=not goes_on)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -273,7 +316,10 @@ class Connection(asyncio.Protocol):
                 self._fail(httpx.RemoteProtocolError("the headers of the response are too large"), None)
         if self._has_news:
             self._has_news = False
-            self._wake()
+            if self._sink is not None and self._chunks:
+                self._push(self._sink)
+            else:
+                self._wake()
 
     def eof_received(self) -> None:
         self._end(None)

@@ -20,9 +20,9 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 
 from .happy_eyeballs import open_socket
-from .http_connection import Connection, Origin, encode_head
+from .http_connection import Connection, Origin, Sink, encode_head
 
-__all__ = ["StreamTransport"]
+__all__ = ["BodyStream", "StreamTransport"]
 
 
 class StreamTransport(httpx.AsyncBaseTransport):
@@ -83,11 +83,17 @@ class StreamTransport(httpx.AsyncBaseTransport):
         except BaseException:
             self._settle(connection, is_failed=True)
             raise
+        body = BodyStream(connection, timeouts.get("read"), self._settle)
+        headers, connection.headers = connection.headers, []  # httpx has its own copies
         return httpx.Response(
             connection.status,
-            headers=connection.headers,
-            stream=_ResponseStream(connection, timeouts.get("read"), self._settle),
-            extensions={"http_version": connection.http_version, "reason_phrase": connection.reason},
+            headers=headers,
+            stream=body,
+            extensions={
+                "http_version": connection.http_version,
+                "reason_phrase": connection.reason,
+                "body_stream": body,
+            },
         )
 
     async def aclose(self) -> None:
@@ -152,8 +158,12 @@ class StreamTransport(httpx.AsyncBaseTransport):
         self._idle.discard(connection)
 
 
-class _ResponseStream(httpx.AsyncByteStream):
-    """The body of one response. Its connection is let go once, at the end, on error or by `aclose`."""
+class BodyStream(httpx.AsyncByteStream):
+    """The body of one response. Its connection is let go once, at the end, on error or by `aclose`.
+
+    It is also the response's extension `body_stream`: `push` is the way past httpx's layers, each of which
+    wraps the body in a generator and keeps the response.
+    """
 
     def __init__(
         self, connection: "Connection", read_timeout: float | None, settle: Callable[["Connection"], None]
@@ -167,9 +177,7 @@ class _ResponseStream(httpx.AsyncByteStream):
         """Yield, each time, all bytes that arrived since the last time, in one piece."""
         try:
             while True:
-                connection = self._connection
-                if connection is None:
-                    raise httpx.ReadError("the response was closed while it was being read")
+                connection = self._unfinished()
                 if data := connection.take():
                     yield data
                 elif connection.is_complete:
@@ -178,6 +186,32 @@ class _ResponseStream(httpx.AsyncByteStream):
                     await connection.news(self._read_timeout)
         finally:
             self._let_go()
+
+    async def push(self, sink: Sink) -> bool:
+        """Call `sink` with each piece of the body as it arrives, from within the loop's read of the socket.
+
+        Return False at the end; True once `sink` has returned False, to be called again for the rest. Raises
+        what iterating does, and what `sink` raises. Cancelling ends the response.
+        """
+        is_enough = False
+        try:
+            while not is_enough:
+                connection = self._unfinished()
+                if data := connection.take():
+                    is_enough = not sink(data)
+                elif connection.is_complete:
+                    break
+                else:
+                    is_enough = await connection.push(sink, self._read_timeout)
+        finally:
+            if not is_enough:
+                self._let_go()
+        return is_enough
+
+    def _unfinished(self) -> "Connection":
+        if self._connection is None:
+            raise httpx.ReadError("the response was closed while it was being read")
+        return self._connection
 
     async def aclose(self) -> None:
         """Abort the connection if the response is unfinished, else keep it. Never waits."""

@@ -6,10 +6,10 @@ What it says when it refuses is `refusal.py`'s to read.
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 from urllib.request import getproxies
 
 import httpx
@@ -19,7 +19,7 @@ from deltawire.codec import read_chunk
 from deltawire.events import MAX_EVENT_BYTES
 from deltawire.sse_decoder import ErrorData, EventTooLargeError, SseDecoder
 
-from .http_transport import StreamTransport
+from .http_transport import BodyStream, StreamTransport
 from .refusal import UpstreamError, error_in_chunk, error_object, refusal, said_in_answer, said_in_stream
 from .upstreams import Upstream
 from .whole_answer import form_of, read_whole
@@ -56,64 +56,78 @@ def request_body(request: dict[str, Any], upstream: Upstream, model: str | None 
 
 
 class Stream:
-    """One streaming answer. Iterate `batches`; each batch is what arrived since the last one."""
+    """One streaming answer, handed on in batches: each is what arrived at once."""
 
-    def __init__(self, response: httpx.Response, secrets: Collection[str] = ()) -> None:
-        self._response = response
+    def __init__(self, source: "Source", media_type: str = "", secrets: Collection[str] = ()) -> None:
+        self._source = source
+        self._media_type = media_type
         self._secrets = secrets
         self._decoder = SseDecoder(MAX_CHUNK_BYTES)
+        self._is_event_stream = False  # as far as is known
         self._has_chunks = False
+        self._ending: bytes | UpstreamError | None = None
         self.is_done = False
         """Whether it has said that it was all, by [DONE] or by coming in one piece."""
 
-    async def batches(self) -> AsyncGenerator[list[Chunk]]:
-        """Ends at [DONE] or at the end of the body. An answer in one piece is one batch.
+    async def read(self, take: Callable[[list[Chunk]], bool]) -> bool:
+        """Calls `take` with each batch at once, most of them within the loop's read of the socket.
 
-        Raises UpstreamError; what came before it has been handed out.
+        Returns False at [DONE] or at the end of the body (an answer in one piece is one batch), True once
+        `take` has returned False, to be called again for what comes then. Raises UpstreamError; what came
+        before it has been handed out.
         """
-        async with aclosing(_body(self._response)) as source:
-            try:
-                head = await self._head(source)
+
+        def feed(data: bytes) -> bool:
+            batch, self._ending = self._read(data)
+            if batch:
+                self._has_chunks = True
+                return take(batch) and self._ending is None
+            return self._ending is None
+
+        try:
+            is_paused = False
+            if not self._is_event_stream:
+                head = await self._head()
                 if head is None:
-                    return
+                    return False
                 if not isinstance(head, bytes):
                     self.is_done = True
-                    yield [head]
-                    return
-                data: bytes | None = head
-                ending: bytes | UpstreamError | None = None
-                while data is not None and ending is None:
-                    batch, ending = self._read(data)
-                    if batch:
-                        self._has_chunks = True
-                        yield batch
-                    if ending is None:
-                        data = await anext(source, None)
-                if ending is None:
-                    ending = self._read(b"")[1]  # an event that was too large says so at the next look
-                if isinstance(ending, UpstreamError):
-                    raise ending
-                if ending is DONE:
-                    self.is_done = True
-                    await _drain(source)
-            except httpx.RequestError:
-                pass  # the connection broke: the caller judges by what has come so far, as with a clean end
+                    take([head])
+                    return False
+                self._is_event_stream = True
+                is_paused = not feed(head)
+            if not is_paused:
+                is_paused = await self._source.push(feed)
+            if is_paused and self._ending is None:
+                return True
+            if self._ending is None:
+                self._ending = self._read(b"")[1]  # an event that was too large says so at the next look
+            if isinstance(self._ending, UpstreamError):
+                raise self._ending
+            if self._ending is DONE:
+                self.is_done = True
+                await _drain(self._source)
+        except httpx.RequestError:
+            pass  # the connection broke: the caller judges by what has come so far, as with a clean end
+        return False
 
-    async def _head(self, source: AsyncIterator[bytes]) -> bytes | Chunk | None:
+    async def _head(self) -> bytes | Chunk | None:
         """The first bytes of an event stream, or the chunk that an answer in one piece amounts to.
 
         None: there is nothing. Raises UpstreamError for anything else.
         """
         head, form = b"", None
-        media_type = self._response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        async for data in source:
+
+        def look(data: bytes) -> bool:
+            nonlocal head, form
             head += data
             if form is None:
-                form = form_of(head, media_type)
-            if form == "events":
-                return head
-            if form == "other" or len(head) > MAX_CHUNK_BYTES:
-                break
+                form = form_of(head, self._media_type)
+            return form not in {"events", "other"} and len(head) <= MAX_CHUNK_BYTES
+
+        await self._source.push(look)
+        if form == "events":
+            return head
         if len(head) > MAX_CHUNK_BYTES and form != "other":
             raise _too_large()
         if not head.strip():
@@ -172,12 +186,11 @@ def _in_error_event(payload: bytes) -> Any:
     return error_object(answer) or answer
 
 
-async def _drain(source: AsyncIterator[bytes]) -> None:
+async def _drain(source: "Source") -> None:
     """Reads the end of the body, so that the connection can be used again; it should come at once."""
     with suppress(TimeoutError, httpx.RequestError):
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            async for _ in source:
-                pass
+            await source.push(lambda _: True)
 
 
 class UpstreamClient:
@@ -208,15 +221,19 @@ class UpstreamClient:
         headers = {"Content-Type": "application/json", "X-Client-Request-Id": job_id}
         request = self._request("POST", upstream, "/chat/completions", headers, body)
         response = await self._send(request)
+        source = source_of(response)
         try:
             if not 200 <= response.status_code < 300:
                 page = await _page(response, MAX_ERROR_BYTES)
                 raise refusal(
                     response.status_code, response.headers, page, secrets=upstream.secrets, now=time.time()
                 )
-            yield Stream(response, upstream.secrets)
+            stream = Stream(source, media_type_of(response), upstream.secrets)
+            # The prompt, and 4 KB of headers: nobody needs them as long as the stream goes on.
+            del request, response, headers, body
+            yield stream
         finally:
-            await response.aclose()
+            await source.aclose()
 
     async def models(self, upstream: Upstream) -> list[Any]:
         """What its own `GET /models` lists, unchecked. Raises UpstreamError and TimeoutError."""
@@ -263,6 +280,51 @@ class UpstreamClient:
             raise UpstreamError("upstream_unreachable", message) from error
 
 
+class Source(Protocol):
+    """The bytes of a body: the transport's own BodyStream, or what makes any response look like it."""
+
+    async def push(self, sink: Callable[[bytes], bool]) -> bool:
+        """Calls `sink` with each piece as it arrives. True: it returned False, and wants no more for now."""
+
+    async def aclose(self) -> None:
+        """Ends the response."""
+
+
+class _Pieces:
+    """The body of a response as httpx gives it: of a proxy's transport, or compressed."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._body = _body(response)
+
+    async def push(self, sink: Callable[[bytes], bool]) -> bool:
+        async for piece in self._body:
+            if not sink(piece):
+                return True
+        return False
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+        await self._response.aclose()
+
+
+def source_of(response: httpx.Response) -> Source:
+    """The body of a response that is streamed."""
+    body = response.extensions.get("body_stream")
+    return body if isinstance(body, BodyStream) and not _coding_of(response) else _Pieces(response)
+
+
+def media_type_of(response: httpx.Response) -> str:
+    content_type: str = response.headers.get("Content-Type", "")
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _coding_of(response: httpx.Response) -> str:
+    """The body's coding, if it is one that we read."""
+    coding: str = response.headers.get("Content-Encoding", "").strip().lower()
+    return coding if coding in {"gzip", "x-gzip", "deflate"} else ""
+
+
 async def _page(response: httpx.Response, max_bytes: int) -> bytes:
     """As much of a body as is of interest, and as came."""
     body = b""
@@ -280,8 +342,7 @@ async def _page(response: httpx.Response, max_bytes: int) -> bytes:
 def _body(response: httpx.Response) -> AsyncGenerator[bytes]:
     """The body as it is meant. We ask for no coding; gzip and deflate are read all the same."""
     source = cast("AsyncGenerator[bytes]", response.aiter_raw())
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
-    return _inflated(source) if coding in {"gzip", "x-gzip", "deflate"} else source
+    return _inflated(source) if _coding_of(response) else source
 
 
 async def _inflated(source: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
