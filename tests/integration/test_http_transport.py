@@ -538,6 +538,37 @@ async def test_pieces_are_pushed_as_they_arrive() -> None:
 
 
 @on_each_loop
+async def test_a_response_that_comes_at_once_is_pushed_turn_by_turn() -> None:
+    """One that is long must not hold up the others."""
+    length = 200_000
+    body = bytes(range(200)) * (length // 200)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (length, body)
+    turns, pieces = 0, list[tuple[int, bytes]]()
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def sink(piece: bytes) -> bool:
+        pieces.append((turns, piece))
+        return True
+
+    async with (
+        serving(once(answer)) as server,
+        client_of() as client,
+        client.stream("GET", server.url) as response,
+    ):
+        counting = asyncio.create_task(count())
+        assert not await pushing(response).push(sink)
+        counting.cancel()
+    assert b"".join(piece for _, piece in pieces) == body
+    assert max(len(piece) for _, piece in pieces) <= http_connection.MAX_PIECE_BYTES
+    assert len({turn for turn, _ in pieces}) >= len(pieces) // 2
+
+
+@on_each_loop
 async def test_what_a_sink_raises_is_raised() -> None:
     """Not taken for a broken connection; which is closed, as the response is unfinished."""
 

@@ -11,6 +11,7 @@ import httpx
 
 MAX_HEAD_BYTES = 64 * 1024  # status line and headers, 1xx responses included; also a chunked trailer
 MAX_UNREAD_BYTES = 256 * 1024  # then the socket is not read until the reader has taken them
+MAX_PIECE_BYTES = 8 * 1024  # what one response may take of a turn of the loop
 MAX_UNSENT_BYTES = 64 * 1024  # then `request.stream` is not read until the kernel has taken them
 
 Sink = Callable[[bytes], bool]
@@ -97,6 +98,10 @@ class Connection(asyncio.Protocol):
         self._has_news = False
         self._can_keep = False
         self._ends_by_eof = False
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._chunks)
 
     @property
     def is_usable(self) -> bool:
@@ -209,8 +214,8 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(httpx.ReadTimeout("the server sent nothing in time"), None)
 
-    def take(self) -> bytes:
-        """Return all unread bytes of the body (none: b""); once they are gone, raise what went wrong."""
+    def take(self, max_bytes: int | None = None) -> bytes:
+        """Return the unread bytes of the body (none: b""); once they are gone, raise what went wrong."""
         chunks = self._chunks
         if not chunks:
             if self._error is not None:
@@ -218,8 +223,11 @@ class Connection(asyncio.Protocol):
             return b""
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
-        self._unread_bytes = 0
-        if self._is_read_paused:
+        if max_bytes is not None and len(data) > max_bytes:
+            chunks.append(data[max_bytes:])
+            data = data[:max_bytes]
+        self._unread_bytes -= len(data)
+        if self._is_read_paused and self._unread_bytes <= MAX_UNREAD_BYTES:
             self._resume_reading()
         return data
 
@@ -261,12 +269,12 @@ class Connection(asyncio.Protocol):
         if waiter is None or waiter.done():  # it has been told of an end, or cancelled
             return
         try:
-            goes_on = sink(self.take())
+            goes_on = sink(self.take(MAX_PIECE_BYTES))
         except Exception as exc:  # noqa: BLE001 - asyncio would take it for a broken connection
             self._waiter = None
             waiter.set_exception(exc)
             return
-        if not goes_on or self.is_complete or self._error is not None:
+        if not goes_on or self._chunks or self.is_complete or self._error is not None:
             self._wake(is_enough=not goes_on)
 
     def _stop_timer(self) -> None:

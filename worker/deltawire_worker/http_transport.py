@@ -1,8 +1,8 @@
 """httpx's API over asyncio and httptools, for thousands of streamed responses in one process.
 
 Stock httpx pays for a task scope and a time-out object per chunk, and searches its whole pool at every
-request. Here bytes go from `data_received` to the reader through one list and one future, and the pool
-is a deque per origin.
+request. Here bytes go from `data_received` to the reader through one list and one future, or straight to a
+function (`BodyStream.push`), and the pool is a deque per origin.
 
 Left out on purpose: HTTP/2, `network_stream` and `trace` extensions, Unix sockets, a DNS cache, and
 **proxies**: where `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` applies to an address, the caller uses
@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 
 from .happy_eyeballs import open_socket
-from .http_connection import Connection, Origin, Sink, encode_head
+from .http_connection import MAX_PIECE_BYTES, Connection, Origin, Sink, encode_head
 
 __all__ = ["BodyStream", "StreamTransport"]
 
@@ -190,6 +190,8 @@ class BodyStream(httpx.AsyncByteStream):
     async def push(self, sink: Sink) -> bool:
         """Call `sink` with each piece of the body as it arrives, from within the loop's read of the socket.
 
+        A piece is all that came, up to MAX_PIECE_BYTES for each turn of the loop.
+
         Return False at the end; True once `sink` has returned False, to be called again for the rest. Raises
         what iterating does, and what `sink` raises. Cancelling ends the response.
         """
@@ -197,8 +199,10 @@ class BodyStream(httpx.AsyncByteStream):
         try:
             while not is_enough:
                 connection = self._unfinished()
-                if data := connection.take():
+                if data := connection.take(MAX_PIECE_BYTES):
                     is_enough = not sink(data)
+                    if connection.has_unread and not is_enough:
+                        await asyncio.sleep(0)  # thousands of others want their turn, and so do appends
                 elif connection.is_complete:
                     break
                 else:
