@@ -36,6 +36,7 @@ HEAD: Final = _load("head")
 OWNERS: Final = _load("owners")
 ADD: Final = _load("add")
 ONCE: Final = _load("once")
+TAKE: Final = _load("take")
 
 
 class Executor(Protocol):
