@@ -4,11 +4,14 @@ Each entry is written before the record that it points to, and removed after. A 
 slot than the jobs it names, so nothing here is ever part of a job's script.
 """
 
-from collections.abc import Collection
-from typing import Any, cast
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any, TypeVar, cast
 
 from .keys import INDEX_TTL_S, Keys
-from .scripts import ADD, ONCE, OWNERS, Scripts
+from .scripts import ADD, ONCE, OWNERS, WAIT, Scripts
+
+T = TypeVar("T")
 
 
 class Index:
@@ -18,13 +21,29 @@ class Index:
         self._redis = scripts
         self._keys = keys
 
+    async def entered(self, entry: Coroutine[Any, Any, None], call: Coroutine[Any, Any, T]) -> T:
+        """What `call` answers; it is sent behind `entry`, one command that writes what points to its record.
+
+        A single server has both at once: they go out in this order, over one connection. An entry that is
+        lost on the way, with its connection, is refilled like any other.
+        """
+        if self._keys.is_sharded:
+            try:
+                await entry
+            except BaseException:
+                call.close()
+                raise
+            return await call
+        _, answer = await asyncio.gather(entry, call, return_exceptions=True)
+        if isinstance(answer, BaseException):
+            raise answer
+        return cast("T", answer)
+
     # Jobs that wait for a worker.
 
     async def will_queue(self, job_id: str, deadline: float) -> None:
         """`deadline`: the Unix time at which the job will have waited too long. A repeat does not move it."""
-        key = self._keys.queued
-        await self._redis.execute("ZADD", key, "NX", deadline, job_id)
-        await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+        await self._redis.run(WAIT, (self._keys.queued,), INDEX_TTL_S, deadline, job_id)
 
     async def waits_until(self, job_id: str, deadline: float) -> None:
         """Corrects the deadline of a job that is among those that wait."""

@@ -146,9 +146,8 @@ class JobLog:
         # So that the event can be told from the record, to the last digit.
         created_at = round(created_at, 6)
         record = _queued(request, options, created_at)
-        await self.index.will_queue(job_id, record.queue_deadline)
         keys = self.keys.job(job_id)
-        reply = await self.scripts.run(
+        submitting = self.scripts.run(
             SUBMIT,
             (keys.meta, keys.log, keys.cancel, keys.channel),
             *(
@@ -160,6 +159,7 @@ class JobLog:
             ),
             *record.fields(),
         )
+        reply = await self.index.entered(self.index.will_queue(job_id, record.queue_deadline), submitting)
         if reply[0] == b"CREATED":
             return Submitted(True, "queued", True)
         return Submitted(False, reply[1].decode(), reply[2] == b"1")

@@ -35,6 +35,7 @@ CANCEL: Final = _load("cancel")
 HEAD: Final = _load("head")
 OWNERS: Final = _load("owners")
 ADD: Final = _load("add")
+WAIT: Final = _load("wait")
 ONCE: Final = _load("once")
 TAKE: Final = _load("take")
 

@@ -1,11 +1,14 @@
 """What the sets across jobs promise: where a sweeper looks (PROTOCOL.md §3.1)."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from deltawire.errors import RedisUnavailableError
 from deltawire.index import Index
-from deltawire.keys import INDEX_TTL_S
+from deltawire.keys import INDEX_TTL_S, Keys
+from deltawire.scripts import Scripts
 from tests.support.job_logs import OpenedLog, open_job_log, ttls
 from tests.support.log_calls import submit
 
@@ -100,6 +103,50 @@ async def test_every_key_expires(job_log: OpenedLog) -> None:
     remaining = await ttls(job_log)
     assert {"dw:queued", "dw:parked", "dw:owners", "dw:owner:w1:jobs", "dw:{job}:sent"} <= set(remaining)
     assert all(0 < ttl <= INDEX_TTL_S for ttl in remaining.values())
+
+
+class Wire:
+    """Answers nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.replies: list[asyncio.Future[Any]] = []
+
+    async def execute(self, *args: Any) -> Any:
+        self.sent.append(args[-1])
+        self.replies.append(asyncio.get_running_loop().create_future())
+        return await self.replies[-1]
+
+
+@pytest.mark.parametrize(
+    ("is_sharded", "at_once"), [(False, ["the entry", "the record"]), (True, ["the entry"])]
+)
+async def test_an_entry_goes_before_the_record(is_sharded: bool, at_once: list[str]) -> None:
+    """At once where both go to one server; a cluster's others could be faster."""
+    wire = Wire()
+    index = Index(Scripts(wire), Keys(publish="SPUBLISH" if is_sharded else "PUBLISH"))
+    call = asyncio.create_task(
+        index.entered(index.will_queue("the entry", 1), wire.execute("EVALSHA", "the record"))
+    )
+    await asyncio.sleep(0.01)
+    assert wire.sent == at_once
+    wire.replies[0].set_result([])
+    await asyncio.sleep(0.01)
+    assert wire.sent == ["the entry", "the record"]
+    wire.replies[1].set_result("answer")
+    assert await call == "answer"
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+async def test_a_record_that_could_not_be_written_is_said(is_sharded: bool) -> None:
+    """Also where the entry was the one that failed first."""
+
+    async def fail(*_: Any) -> None:
+        raise RedisUnavailableError("away")
+
+    index = Index(Scripts(Wire()), Keys(publish="SPUBLISH" if is_sharded else "PUBLISH"))
+    with pytest.raises(RedisUnavailableError):
+        await index.entered(fail(), fail())
 
 
 # Real servers only.

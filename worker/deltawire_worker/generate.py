@@ -210,17 +210,15 @@ class Generator:
         self, job_id: str, request: bytes | None, options: Options | None, take_over: int | None
     ) -> Claim:
         """One call of the script. Cancelled meanwhile, it gives up what the script may have taken."""
-        await self._presence.begins(job_id)
-        call = asyncio.ensure_future(
-            self._log.claim(
-                job_id,
-                owner=self._owner,
-                lease_s=LEASE_S,
-                request=request,
-                options=options,
-                take_over=take_over,
-            )
+        claiming = self._log.claim(
+            job_id,
+            owner=self._owner,
+            lease_s=LEASE_S,
+            request=request,
+            options=options,
+            take_over=take_over,
         )
+        call = asyncio.ensure_future(self._log.index.entered(self._presence.begins(job_id), claiming))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:

@@ -1,0 +1,7 @@
+-- Adds a job to those that wait, unless it is among them.
+-- KEYS   1 set, by deadline
+-- ARGV   1 ttl_s, 2 deadline, 3 job
+-- REPLY  {}
+redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return {}
