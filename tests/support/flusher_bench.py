@@ -13,7 +13,7 @@ from deltawire.options import Options
 from deltawire.record import Record
 from deltawire.redis_connection import RedisConnection, RedisLink, Reply
 from deltawire.scripts import APPEND, REWRITE
-from deltawire_worker.flusher import PAUSE_S, Flusher
+from deltawire_worker.flusher import HOLD_S, Flusher
 from deltawire_worker.writer import JobWriter
 
 OWNER = "w1"
@@ -169,7 +169,7 @@ async def turns() -> None:
 async def settle() -> None:
     """Until what waits for other appends has left."""
     await turns()
-    await asyncio.sleep(2 * PAUSE_S)
+    await asyncio.sleep(2 * HOLD_S)
     await turns()
 
 

@@ -16,7 +16,7 @@ from deltawire.keys import ACTIVE_TTL_S
 from deltawire.log import AppendCode
 from deltawire.redis_connection import Reply
 from deltawire.scripts import RENEW
-from deltawire_worker.flusher import ENOUGH, PAUSE_S, RETRY_S
+from deltawire_worker.flusher import ENOUGH, HOLD_S, RETRY_S
 from deltawire_worker.writer import MAX_PENDING_BYTES, STALL_TIMEOUT_S
 from tests.support.flusher_bench import Append, Bench, bench, settle, turns
 from tests.support.virtual_time import run, virtual_time
@@ -56,44 +56,70 @@ async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
     assert (b.writer.pending_bytes, b.writer.next_number) == (0, 4)
 
 
-@virtual_time
-async def test_what_comes_soon_after_a_write_waits_for_more() -> None:
-    """For PAUSE_S, or until ENOUGH wait, whether or not that write is answered."""
-    b = await bench()
-    others = [b.open(f"job-{number}") for number in range(ENOUGH + 1)]
-    for writer in (b.writer, others[0]):
-        writer.put(b"1")
+async def hurry(b: Bench) -> None:
+    """Appends come so fast that they are held from now on."""
+    for number in range(2 * ENOUGH):
+        b.open(f"early-{number}").put(b"1")
         await turns()
-    assert len(b.connection.appends) == 1
-    await asyncio.sleep(2 * PAUSE_S)
-    assert len(b.connection.appends) == 2
+    await asyncio.sleep(2 * HOLD_S)
     b.connection.appends.clear()
-    others[1].put(b"1")  # at once: there was nothing lately
-    await turns()
-    assert len(b.connection.appends) == 1
-    b.connection.appends.clear()
-    late = [b.open(f"late-{number}") for number in range(ENOUGH)]
-    for writer in late:
+
+
+@virtual_time
+async def test_appends_that_come_slowly_do_not_wait() -> None:
+    """Nothing is to be had by it: who waited would wait for the time to be over."""
+    b = await bench()
+    for number in range(3 * ENOUGH):
+        b.open(f"job-{number}").put(b"1")
+        await turns()
+        assert len(b.connection.appends) == number + 1
+        await asyncio.sleep(1.5 * HOLD_S / ENOUGH)
+
+
+@virtual_time
+async def test_appends_that_come_fast_leave_by_the_handful() -> None:
+    """ENOUGH at a time; and where no more come, those that wait leave all the same."""
+    b = await bench()
+    await hurry(b)
+    for number in range(ENOUGH):
         assert b.connection.appends == []
-        writer.put(b"1")
+        b.open(f"job-{number}").put(b"1")
         await turns()
     assert [append.keys[1] for append in b.connection.appends] == [
-        f"dw:{{late-{number}}}:log" for number in range(ENOUGH)
+        f"dw:{{job-{number}}}:log" for number in range(ENOUGH)
     ]
+    b.connection.appends.clear()
+    b.open("last").put(b"1")
+    await turns()
+    assert b.connection.appends == []
+    await asyncio.sleep(2 * HOLD_S)
+    assert [append.keys[1] for append in b.connection.appends] == ["dw:{last}:log"]
+
+
+@virtual_time
+async def test_after_a_silence_an_append_does_not_wait_long() -> None:
+    """Few writes after the rush is over, each leaves at once again."""
+    b = await bench()
+    await hurry(b)
+    for number in range(3):
+        b.open(f"slow-{number}").put(b"1")
+        await asyncio.sleep(1.0)
+    b.connection.appends.clear()
+    b.open("next").put(b"1")
+    await turns()
+    assert len(b.connection.appends) == 1
 
 
 @virtual_time
 async def test_a_writer_that_is_closed_while_it_waits_says_nothing() -> None:
     """Its job was given up."""
     b = await bench()
-    b.writer.put(b"1")
-    await turns()
+    await hurry(b)
     other = b.open("other")
     other.put(b"1")
     await turns()
     b.flusher.close_writer(other)
-    b.under_way.accept()
-    await settle()
+    await asyncio.sleep(2 * HOLD_S)
     assert b.connection.appends == []
 
 

@@ -22,8 +22,8 @@ from deltawire.scripts import APPEND, RENEW, REWRITE, Script
 from .writer import JobWriter
 
 MAX_LOG_BYTES: Final = 8_388_608
-PAUSE_S: Final = 0.001
-ENOUGH: Final = 8  # appends for which nobody waits longer: at a tenth more they cost what any number would
+HOLD_S: Final = 0.001
+ENOUGH: Final = 8  # appends in a write: at a tenth more they cost what any number would
 RETRY_S: Final = 0.1
 SETTLE_S: Final = 5.0  # so long relays take to subscribe again when Redis has been away
 
@@ -31,27 +31,33 @@ _log = logging.getLogger(__name__)
 
 
 class _Lane:
-    """What leaves by one connection, and when: the first append at once, with all of its turn of the loop.
+    """What leaves by one connection, and when: at once, with all of its turn of the loop, or in a handful.
 
-    What comes soon after leaves when ENOUGH wait, or PAUSE_S have passed. An append of its own costs Redis
-    and each relay that listens a wake-up and two system calls: more than the append itself.
+    An append of its own costs Redis and each relay that listens a wake-up and two system calls: more than the
+    append itself. So while appends come so fast that ENOUGH do within HOLD_S, that many leave together.
     """
 
     def __init__(self, connection: RedisConnection) -> None:
         self.waiting: dict[JobWriter, None] = {}
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._due_at = -math.inf
+        self._spacing_s = HOLD_S  # between two appends, of late
+        self._sent_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def send_if_due(self) -> None:
-        """Sends what waits, unless it is to wait for more."""
-        if not self.waiting or not self._connection.is_open:
-            return
-        now = self._loop.time()
-        if now < self._due_at and len(self.waiting) < ENOUGH:
-            if self._timer is None:
-                self._timer = self._loop.call_at(self._due_at, self._on_due)
+        """Sends what waits, unless more is about to come."""
+        if ENOUGH > len(self.waiting) and self._spacing_s * ENOUGH < HOLD_S:
+            if self._timer is None:  # for the case that nothing more comes
+                self._timer = self._loop.call_later(HOLD_S, self._send)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._connection.is_open:
             return
         commands: list[bytes] = []
         callbacks: list[Callable[[Reply], None]] = []
@@ -62,15 +68,10 @@ class _Lane:
                 callbacks.append(writer.answered)
         if commands:
             self._connection.write(b"".join(commands), callbacks)
-            self._due_at = now + PAUSE_S
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    def _on_due(self) -> None:
-        self._timer = None
-        self._due_at = -math.inf
-        self.send_if_due()
+            now = self._loop.time()
+            spacing_s = min((now - self._sent_at) / len(commands), HOLD_S)
+            self._spacing_s += (spacing_s - self._spacing_s) / 4
+            self._sent_at = now
 
 
 class Flusher:
