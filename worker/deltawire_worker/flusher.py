@@ -47,7 +47,7 @@ class _Lane:
 
     def send_if_due(self) -> None:
         """Sends what waits, unless more is about to come."""
-        if ENOUGH > len(self.waiting) and self._spacing_s * ENOUGH < HOLD_S:
+        if len(self.waiting) < ENOUGH and self._spacing_s * ENOUGH < HOLD_S:
             if self._timer is None:  # for the case that nothing more comes
                 self._timer = self._loop.call_later(HOLD_S, self._send)
         else:
@@ -80,6 +80,8 @@ class Flusher:
     def __init__(self, url: str, keys: Keys, *, max_log_bytes: int = MAX_LOG_BYTES) -> None:
         self.keys = keys
         self.max_log_bytes = max_log_bytes
+        self._loop = asyncio.get_running_loop()  # asked for once: before Python 3.12 it costs a system call
+        self.time = self._loop.time
         self._nodes = RedisNodes(
             url, name="deltawire-worker-flusher", on_connected=self._connected, on_moved=self._mark_all
         )
@@ -136,14 +138,14 @@ class Flusher:
         self._dirty[writer] = None
         if not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def retry(self, writer: JobWriter, error: Exception) -> None:
         """An append was refused (out of memory, loading, a slot that moves) or lost: later, again."""
         self._saw(writer.keys.meta, error)
         if not isinstance(error, RedisUnavailableError) and code_of(error) != "MOVED":
             _log.warning("Redis refuses an append: %s", error)
-        asyncio.get_running_loop().call_later(RETRY_S, self.mark_if_open, writer)
+        self._loop.call_later(RETRY_S, self.mark_if_open, writer)
 
     def renew(self, job_id: str, args: tuple[str | int, ...], on_reply: Callable[[Reply], None]) -> None:
         """Sends renew.lua's call for a job. No connection, no answer: the next renewal will do."""
@@ -191,12 +193,11 @@ class Flusher:
         self._lanes = {known: lane for known, lane in self._lanes.items() if known.is_open}
         for script in (APPEND, REWRITE, RENEW):
             await _load(connection, script)
-        loop = asyncio.get_running_loop()
-        self.settled_at = loop.time() + SETTLE_S
-        loop.call_soon(self._mark_all)
+        self.settled_at = self.time() + SETTLE_S
+        self._loop.call_soon(self._mark_all)
 
     def _mark_all(self) -> None:
-        settled_at = asyncio.get_running_loop().time() + SETTLE_S
+        settled_at = self.time() + SETTLE_S
         for writer in self._writers:
             writer.watched_at = max(writer.watched_at, settled_at)
             self.mark(writer)

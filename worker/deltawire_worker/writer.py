@@ -77,7 +77,7 @@ class JobWriter:
         self._log_bytes_limit = flusher.max_log_bytes
         self._must_rewrite = False
         self.pending_bytes = 0
-        self.watched_at = asyncio.get_running_loop().time()
+        self.watched_at = flusher.time()
         """When a publication last had a receiver; until then, when the attempt began. Loop time."""
 
     @property
@@ -293,7 +293,7 @@ class JobWriter:
         if self._room is not None:
             self._room.set()
         if receivers:
-            self.watched_at = asyncio.get_running_loop().time()
+            self.watched_at = self._flusher.time()
 
 
 class Snapshot:
