@@ -25,22 +25,24 @@ _PADDING: Final = frozenset({"obfuscation", "p"})
 _FIRST_STAYS: Final = frozenset({"id", "created", "model"})
 # Parts of these types grow (Mistral's reasoning models send content as a list of them).
 _GROWING_PARTS: Final = frozenset({"text", "thinking"})
-_MAX_PIECES: Final = 512
+_MIN_PIECES: Final = 64  # a piece of a few letters takes 60 bytes
+_LETTERS_A_PIECE: Final = 256
 _MAX_INDEX: Final = 4_095  # far beyond any `n`: each look at the fold looks at all choices
 
 
 class _Text:
-    """A growing string. Joining it on every delta would copy it every time."""
+    """A growing string. Joining it on every delta would copy it every time; the longer it is, the rarer it is."""
 
-    __slots__ = ("pieces",)
+    __slots__ = ("max_pieces", "pieces")
 
     def __init__(self, first: str) -> None:
         self.pieces = [first]
+        self.max_pieces = _MIN_PIECES
 
     def append(self, piece: str) -> None:
         self.pieces.append(piece)
-        if len(self.pieces) > _MAX_PIECES:
-            self.pieces = ["".join(self.pieces)]
+        if len(self.pieces) > self.max_pieces:
+            self.max_pieces = _MIN_PIECES + len(self.join()) // _LETTERS_A_PIECE
 
     def join(self) -> str:
         if len(self.pieces) > 1:
