@@ -31,7 +31,7 @@ _MAX_INDEX: Final = 4_095  # far beyond any `n`: each look at the fold looks at 
 
 
 class _Text:
-    """A growing string. Joining it on every delta would copy it every time; the longer it is, the rarer it is."""
+    """A growing string. Joined on every delta it would be copied each time; the longer, the more seldom."""
 
     __slots__ = ("max_pieces", "pieces")
 
