@@ -108,6 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._close()  # two would write
             return
         self._set_deadline(None)
+        self._stall.stop()  # it would not hear that the transport has resumed
         stopped = sys.exception()
         lines = [b"%s: %s\r\n" % header for header in self.headers]
         method = self.parser.get_method()

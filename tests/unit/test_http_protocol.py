@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from deltawire_relay.flow import STALLED_TIMEOUT_S
 from deltawire_relay.http_protocol import (
     BODY_TIMEOUT_S,
     HEADERS_TIMEOUT_S,
@@ -344,6 +345,23 @@ async def test_an_upgrade_is_handed_over_without_deadlines() -> None:
     protocol.data_received(UPGRADE + b"\r\n")
     assert isinstance(transport.protocol, Upgraded)
     await asyncio.sleep(10 * BODY_TIMEOUT_S)
+    assert not transport.is_closing()
+
+
+@virtual_time
+async def test_an_upgrade_behind_an_answer_that_waits_is_not_given_up() -> None:
+    """The door watches the client from then on; the watch of before does not know when it reads again."""
+    protocol, transport = connect()
+    protocol.data_received(REQUEST)
+    await asyncio.sleep(1)
+    transport.room = 2 * len(transport.sent) - 3
+    protocol.data_received(REQUEST)
+    await asyncio.sleep(1)
+    assert transport.get_write_buffer_size() == 3
+    protocol.data_received(UPGRADE + b"\r\n")
+    assert isinstance(transport.protocol, Upgraded)
+    transport.take(1_000)
+    await asyncio.sleep(10 * STALLED_TIMEOUT_S)
     assert not transport.is_closing()
 
 
