@@ -101,9 +101,7 @@ class Connection(WebSocketProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._is_deaf:
-            self._is_deaf = False
-            self._pings = 0
+        self._is_deaf = False
         for subscriber, _ in tuple(self._subscriptions.values()):
             subscriber.pump()
         self._go_on()
@@ -352,13 +350,13 @@ class Connection(WebSocketProtocol):
             release()
 
     def beat(self) -> None:
-        """Positions and a ping. A client that answers none of two is closed (4012)."""
+        """Positions and a ping. A client that answers none of two is closed (4012), if we listen to it."""
         if self._principal is None or not self.is_writable:
             return
         if self._pings == 2:
             self.close(CloseCode.NO_PONG, "no pong")
         else:
-            self._pings += 1
+            self._pings += self._is_listening
             positions = {job_id: entry[0].position for job_id, entry in self._subscriptions.items()}
             self.write(message_frame(Heartbeat(positions=positions)) + PING)
 

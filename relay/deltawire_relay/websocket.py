@@ -1,6 +1,7 @@
 """The WebSocket door: many jobs on one socket, or one job on its own (PROTOCOL.md §6)."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, cycle
@@ -14,6 +15,8 @@ from .websocket_protocol import Spare
 
 HEARTBEAT_S: Final = 15.0
 TURNS: Final = 60
+
+_log = logging.getLogger(__name__)
 
 
 class WebSocketDoor:
@@ -46,7 +49,11 @@ class WebSocketDoor:
         for turn in cycle(self._turns):
             await asyncio.sleep(HEARTBEAT_S / TURNS)
             for connection in tuple(turn):
-                connection.beat()
+                try:
+                    connection.beat()
+                except Exception:  # noqa: BLE001 - one connection is not to end the others
+                    _log.exception("a WebSocket's heartbeat failed")
+                    connection.transport.abort()
             self._last_turn = turn  # who joins now has a whole round before it
 
     async def drain(self, window_s: float) -> None:

@@ -1,18 +1,21 @@
 """Heartbeats come every HEARTBEAT_S, to each connection, without a timer for each (PROTOCOL §6.3)."""
 
 import asyncio
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from websockets.frames import Opcode
 
 from deltawire.background import in_background
+from deltawire.errors import RedisUnavailableError
 from deltawire_relay.auth import Gate
+from deltawire_relay.conversation import MAX_UNANSWERED
 from deltawire_relay.hubs import Hubs
 from deltawire_relay.jobs import Jobs
 from deltawire_relay.websocket import HEARTBEAT_S, WebSocketDoor
 from tests.support.virtual_time import virtual_time
 from tests.unit.test_http_protocol import FakeTransport
-from tests.unit.test_websocket_protocol import HANDSHAKE
+from tests.unit.test_websocket_protocol import HANDSHAKE, masked
 
 PONG = b"\x8a\x80\0\0\0\0"
 
@@ -46,6 +49,55 @@ async def test_each_connection_hears_a_heartbeat_in_time() -> None:
             assert silent.closed_by == "abort"
             assert silent.protocol not in door
             assert quick.protocol in door
+
+
+class SlowHubs:
+    """It takes `for_s` to open a hub, and then there is none."""
+
+    def __init__(self, for_s: float) -> None:
+        self._for_s = for_s
+
+    async def acquire(self, _: str) -> Any:
+        await asyncio.sleep(self._for_s)
+        raise RedisUnavailableError("not to be reached")
+
+
+@virtual_time
+async def test_who_is_not_listened_to_need_not_answer() -> None:
+    """A client that has asked much is not read while it waits for us; its pongs are behind that."""
+    door = WebSocketDoor(Gate([], []), cast(Hubs, SlowHubs(HEARTBEAT_S)), cast(Jobs, None))
+    async with in_background(door.keep()):
+        transport = connect(door)
+        asked = MAX_UNANSWERED + 5
+        for number in range(asked):
+            subscribe = b'{"type":"subscribe","job_id":"job-%d"}' % number
+            transport.protocol.data_received(masked(Opcode.TEXT, subscribe))
+        await asyncio.sleep(0)
+        assert not transport.is_read
+        while not transport.is_read:
+            await asyncio.sleep(1)
+            assert not transport.is_closing()
+        for _ in range(asked):
+            await asyncio.sleep(HEARTBEAT_S)
+            transport.protocol.data_received(PONG)
+        assert transport.sent.count(b"redis_unavailable") == asked
+        assert not transport.is_closing()
+
+
+@virtual_time
+async def test_one_heartbeat_that_fails_does_not_stop_the_others() -> None:
+    """One task beats for all of them."""
+    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None))
+    async with in_background(door.keep()):
+        broken, whole = connect(door), connect(door)
+
+        def fail(data: Any) -> None:
+            raise RuntimeError("the handler is closed")
+
+        broken.write = fail  # type: ignore[method-assign] # as uvloop's, of a handle that is no more
+        await asyncio.sleep(2.5 * HEARTBEAT_S)
+        assert whole.sent.count(b"heartbeat") == 2
+        assert broken.closed_by == "abort"
 
 
 @virtual_time
