@@ -300,6 +300,20 @@ async def test_an_append_after_the_log_was_lost_is_a_gap(job_log: OpenedLog) -> 
     assert -1 not in (await ttls(job_log)).values()
 
 
+async def test_what_somebody_has_deleted_is_not_appended_again(job_log: OpenedLog) -> None:
+    """A stream takes no number that it ever had: the log can be written anew only, and has not ended."""
+    await running(job_log)
+    await append(job_log, 2, "a", "b")
+    await job_log.client.xdel("dw:{job}:log", "3-0")
+    assert await append(job_log, 4, "c") == ("GAP", 2)
+    assert await append(job_log, 3, "b", "c") == ("GAP", -1)
+    assert await append(job_log, 3, "b", end="completed") == ("GAP", -1)
+    record = await job_log.record("job")
+    assert record is not None
+    assert record.status == "in_progress"
+    assert await numbers(job_log) == [1, 2]
+
+
 async def test_append_says_that_the_job_is_being_cancelled(job_log: OpenedLog) -> None:
     """Deltas under a cancel key are taken, with the word to end the job."""
     await running(job_log)

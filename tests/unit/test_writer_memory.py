@@ -79,6 +79,7 @@ class Server:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.last = 0  # number that the log had; it takes none up to there
         self.status: str | None = "in_progress"
         self.fields: dict[str, str] = {}
         self.is_cancelling = False
@@ -103,6 +104,9 @@ class Server:
             return [b"GAP", top, 0]
         if self.is_cancelling and call.terminal not in {"", "cancelled"}:
             return [b"CANCELLED", top, 0]
+        if top < self.last:
+            return [b"GAP", -1, 0]
+        self.last = through
         self.lines += call.events[top + 1 - call.first :]
         self.fields |= call.fields
         self.status = call.terminal or self.status
@@ -116,6 +120,7 @@ class Server:
             return [b"STALE", top, 0]
         self.status = "in_progress"
         self.fields |= call.fields
+        self.last = through
         self.lines = [call.snapshot] if call.snapshot else []
         self.lines += call.events
         assert [sequence_number_of(text) for text in self.lines] == list(
@@ -129,6 +134,8 @@ class Server:
             self.status = None
         elif self.status == "in_progress":  # of a job that has ended nobody could write it again
             del self.lines[0 if what == "log" else len(self.lines) // 2 :]
+            if what != "deleted":
+                self.last = self.top
 
     def check(self, lines: list[bytes]) -> None:
         """It has all lines; a snapshot may stand for the first of them."""
@@ -171,7 +178,7 @@ async def answer_all(b: Bench, server: Server) -> None:
 
 STEPS = [
     *("put", "deltas", "deltas", "deltas", "answer", "answer", "answer", "turn"),
-    *("lose before", "lose after", "error", "log", "tail", "all", "renew", "cancel"),
+    *("lose before", "lose after", "error", "log", "tail", "deleted", "all", "renew", "cancel"),
 ]
 
 
@@ -211,7 +218,7 @@ def test_whatever_is_lost_the_log_ends_up_whole(plan: list[str], ends_at: int) -
                         server.apply(call)
                 b.lose()
                 await b.connect()
-            elif step in {"log", "tail", "all"}:
+            elif step in {"log", "tail", "deleted", "all"}:
                 if ending is None or not ending.done():  # what is lost after the end stays lost
                     server.lose(step)
             elif step == "cancel":
@@ -330,6 +337,7 @@ async def test_a_lost_end_of_a_log_is_appended_again() -> None:
         await settle()
         await answer(b, server)
     del server.lines[-3:], server.fields["first_delta_at"]
+    server.last = server.top
     job.deltas(1)
     ending = asyncio.create_task(job.end())
     await settle()
@@ -355,6 +363,7 @@ async def test_a_lost_end_that_is_longer_than_what_is_held_is_healed_by_a_snapsh
         await answer(b, server)
     assert b.writer._base.number > 10
     del server.lines[10:]
+    server.last = server.top
     job.deltas(1)
     await settle()
     await answer(b, server)

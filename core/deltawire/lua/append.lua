@@ -9,7 +9,8 @@
 --        CANCELLED  refused: the cancel key exists, so `cancelled` is the only terminal event accepted
 --        STALE      refused: another attempt owns the job
 --        ENDED      refused: the log has its terminal event
---        GAP        refused: events between top and the first one are missing
+--        GAP        refused: events between top and the first one are missing; top is -1 where somebody has deleted
+--                   them, so that the log can be written anew only
 --        MISSING    refused: there is no record
 local known = redis.call('HMGET', KEYS[1], 'attempt', 'owner', 'status')
 -- Attempts count from 1 again in a record that was lost and made anew, and one that is parked is not counted: so
@@ -19,13 +20,15 @@ local cancelling = redis.call('EXISTS', KEYS[3]) == 1
 local first, ttl, terminal = tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local fields_end = 7 + tonumber(ARGV[7])
 local top, through = first - 1, first + #ARGV - fields_end - 1
+local function add(number, event)
+  return type(redis.pcall('XADD', KEYS[2], string.format('%d-0', number), 'e', event)) == 'string'
+end
 
 -- What follows the top of a log that begins with event 1 is added at once: the log's length says that nothing is
 -- missing, XADD refuses what is there already, and the keys live as long as the lease is renewed. All else goes the
 -- long way, and so does what a full Redis refuses.
 local is_added = is_own and known[3] == 'in_progress' and terminal == '' and top > 0
-  and redis.call('XLEN', KEYS[2]) == top
-  and type(redis.pcall('XADD', KEYS[2], ARGV[3] .. '-0', 'e', ARGV[fields_end + 1])) == 'string'
+  and redis.call('XLEN', KEYS[2]) == top and add(first, ARGV[fields_end + 1])
 if not is_added then
   local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
   top = last and tonumber(string.match(last[1], '^%d+')) or 0
@@ -39,6 +42,7 @@ if not is_added then
   -- EXPIRE comes first: at maxmemory a script that has begun to write may go on.
   redis.call('EXPIRE', KEYS[1], ttl)
   redis.call('EXPIRE', KEYS[2], ttl)
+  if not add(top + 1, ARGV[fields_end + 2 + top - first]) then return {'GAP', -1, 0} end
 end
 if fields_end > 7 then redis.call('HSET', KEYS[1], unpack(ARGV, 8, fields_end)) end
 if terminal ~= '' then
@@ -52,8 +56,8 @@ if terminal ~= '' then
     redis.call('EXPIRE', KEYS[3], ttl)
   end
 end
-local begin = fields_end + 1 + top + 1 - first
-for i = is_added and begin + 1 or begin, #ARGV do
+local begin = fields_end + 2 + top - first
+for i = begin + 1, #ARGV do
   redis.call('XADD', KEYS[2], string.format('%d-0', first + i - fields_end - 1), 'e', ARGV[i])
 end
 if top == 0 then redis.call('EXPIRE', KEYS[2], ttl) end
