@@ -212,9 +212,11 @@ class Connection(WebSocketProtocol):
                 self.transport.pause_reading()
 
     async def _answer_all(self) -> None:
-        """What was asked so far, one by one; whatever may take long has a task of its own."""
+        """Some of what was asked, one by one; whatever may take long has a task of its own."""
         try:
-            while self._unanswered and self._may_answer:
+            for _ in range(MAX_UNANSWERED):  # then others have their turn
+                if not (self._unanswered and self._may_answer):
+                    break
                 await self._answer_one(self._unanswered.popleft())
         except WireError as error:
             self._end(error)
