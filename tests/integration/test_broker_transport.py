@@ -187,6 +187,31 @@ def test_a_server_that_forgets_the_script_is_told_it_again(
         client.script_flush()
 
 
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [('"body_encoding": "base64"', '"body_encoding": "base46"'), ('"headers": {}', '"headers": {"x": 0x10}')],
+)
+@pytest.mark.parametrize("transport", [KOMBUS, OURS])
+def test_what_kombu_cannot_read_is_in_nobodys_way(
+    receive: Callable[..., Receiver], client: Any, redis_url: str, transport: str, said: str, instead: str
+) -> None:
+    """Back from `unacked` it would end each worker that takes it, or keep kombu from restoring others."""
+    send(redis_url, *range(4))
+    poison = client.lindex(QUEUE, 1)
+    assert said in poison
+    client.lset(QUEUE, 1, poison.replace(said, instead))
+    receiver = receive(transport=transport)
+    with pytest.raises((AttributeError, json.JSONDecodeError)):
+        receiver.drain_to(4)
+    receiver.drain_to(3)
+    assert receiver.bodies == [0, 1, 3]
+    for message in receiver.got:
+        message.ack()
+    if transport == OURS:
+        receiver.channel.books.settle()
+    assert not client.exists("unacked", "unacked_index")
+
+
 def test_without_the_right_to_run_scripts_brpop_does(
     receive: Callable[..., Receiver], client: Any, redis_url: str
 ) -> None:

@@ -139,15 +139,25 @@ class _QoS(redis.QoS):
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        channel = self.channel
-        is_written = channel.books.write(
-            ("HDEL", channel.key(self.unacked_key), delivery_tag),
-            ("ZREM", channel.key(self.unacked_index_key), delivery_tag),
-        )
-        if is_written:
+        if self._take_out(delivery_tag):
             virtual.QoS.ack(self, delivery_tag)
         else:
             super().ack(delivery_tag)
+
+    def drop_unread(self, delivery_tag: str) -> None:
+        """Takes a message that kombu could not read out of the books: it would come back, for ever."""
+        if delivery_tag in self.booked:
+            self.booked.remove(delivery_tag)
+            with suppress(*self.channel.connection_errors):  # the next write says so
+                self._take_out(delivery_tag)
+
+    def _take_out(self, delivery_tag: str) -> bool:
+        channel = self.channel
+        books: _Books = channel.books
+        return books.write(
+            ("HDEL", channel.key(self.unacked_key), delivery_tag),
+            ("ZREM", channel.key(self.unacked_index_key), delivery_tag),
+        )
 
     # Both read what must be booked by then, over other connections.
 
@@ -216,15 +226,16 @@ class _Channel(redis.Channel):
             raise Empty
         self._may_be_more = True
         problem: Exception | None = None
-        for index, raw in zip(taken[::2], taken[1::2], strict=True):
-            queue = lists[index].rsplit(self.sep, 1)[0]
+        for index, raw_tag, raw in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+            queue, tag = lists[index].rsplit(self.sep, 1)[0], bytes_to_str(raw_tag)
             self._queue_cycle.rotate(queue)
+            self.qos.booked.add(tag)
             try:
-                message = loads(bytes_to_str(raw))
-                self.qos.booked.add(message["properties"]["delivery_tag"])
-                self.connection._deliver(message, queue)
+                self.connection._deliver(loads(bytes_to_str(raw)), queue)
             except Exception as error:  # noqa: BLE001 - the others have been taken, too
                 problem = problem or error
+                if not isinstance(error, self.connection_errors):
+                    self.qos.drop_unread(tag)
         if problem is not None:
             raise problem
         return True

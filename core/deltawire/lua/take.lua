@@ -2,10 +2,10 @@
 -- KEYS   1 unacked: delivery tag -> [message, exchange, routing key], 2 unacked_index: delivery tags by time,
 --        3... lists of messages, in the order in which they are to be emptied
 -- ARGV   1 how many messages, 2 Unix time, by the worker's clock
--- REPLY  {which list (3 is 0), message, which list, message, ...}; none if the next one is not as kombu writes them
+-- REPLY  {which list (3 is 0), delivery tag, message, ... of the next one}; none if it is not as kombu writes them
 local taken = {}
 for i = 3, #KEYS do
-  while #taken < 2 * ARGV[1] do
+  while #taken < 3 * ARGV[1] do
     local raw = redis.call('LINDEX', KEYS[i], -1)
     if not raw then break end
     local ok, message = pcall(cjson.decode, raw)
@@ -18,6 +18,7 @@ for i = 3, #KEYS do
     redis.call('HSET', KEYS[1], properties.delivery_tag,
       '[' .. raw .. ', ' .. cjson.encode(delivery.exchange) .. ', ' .. cjson.encode(delivery.routing_key) .. ']')
     taken[#taken + 1] = i - 3
+    taken[#taken + 1] = properties.delivery_tag
     taken[#taken + 1] = raw
   end
 end
