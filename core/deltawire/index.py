@@ -5,7 +5,7 @@ slot than the jobs it names, so nothing here is ever part of a job's script.
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar, cast
 
 from .keys import INDEX_TTL_S, Keys
@@ -21,22 +21,26 @@ class Index:
         self._redis = scripts
         self._keys = keys
 
-    async def entered(self, entry: Coroutine[Any, Any, None], call: Coroutine[Any, Any, T]) -> T:
-        """What `call` answers; it is sent behind `entry`, one command that writes what points to its record.
+    async def entered(
+        self, enter: Callable[[], Coroutine[Any, Any, None]], call: Coroutine[Any, Any, T]
+    ) -> T:
+        """What `call` answers; it is sent behind `enter`, one command that writes what points to its record.
 
-        A single server has both at once: they go out in this order, over one connection. An entry that is
-        lost on the way, with its connection, is refilled like any other.
+        A single server has both at once: they go out in this order, over one connection. Raises, too, if the
+        entry was refused alone, and is again: nobody would look for the record that is there by then.
         """
         if self._keys.is_sharded:
             try:
-                await entry
+                await enter()
             except BaseException:
                 call.close()
                 raise
             return await call
-        _, answer = await asyncio.gather(entry, call, return_exceptions=True)
+        entry, answer = await asyncio.gather(enter(), call, return_exceptions=True)
         if isinstance(answer, BaseException):
             raise answer
+        if isinstance(entry, BaseException):
+            await enter()
         return cast("T", answer)
 
     # Jobs that wait for a worker.

@@ -7,6 +7,7 @@ writes and answers. Hot appends leave through `append_args` on a connection of t
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -159,7 +160,8 @@ class JobLog:
             ),
             *record.fields(),
         )
-        reply = await self.index.entered(self.index.will_queue(job_id, record.queue_deadline), submitting)
+        enter = partial(self.index.will_queue, job_id, record.queue_deadline)
+        reply = await self.index.entered(enter, submitting)
         if reply[0] == b"CREATED":
             return Submitted(True, "queued", True)
         return Submitted(False, reply[1].decode(), reply[2] == b"1")

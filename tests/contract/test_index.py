@@ -1,11 +1,12 @@
 """What the sets across jobs promise: where a sweeper looks (PROTOCOL.md §3.1)."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 
-from deltawire.errors import RedisUnavailableError
+from deltawire.errors import RedisRefusedError, RedisUnavailableError
 from deltawire.index import Index
 from deltawire.keys import INDEX_TTL_S, Keys
 from deltawire.scripts import Scripts
@@ -126,7 +127,7 @@ async def test_an_entry_goes_before_the_record(is_sharded: bool, at_once: list[s
     wire = Wire()
     index = Index(Scripts(wire), Keys(publish="SPUBLISH" if is_sharded else "PUBLISH"))
     call = asyncio.create_task(
-        index.entered(index.will_queue("the entry", 1), wire.execute("EVALSHA", "the record"))
+        index.entered(partial(index.will_queue, "the entry", 1), wire.execute("EVALSHA", "the record"))
     )
     await asyncio.sleep(0.01)
     assert wire.sent == at_once
@@ -146,7 +147,29 @@ async def test_a_record_that_could_not_be_written_is_said(is_sharded: bool) -> N
 
     index = Index(Scripts(Wire()), Keys(publish="SPUBLISH" if is_sharded else "PUBLISH"))
     with pytest.raises(RedisUnavailableError):
-        await index.entered(fail(), fail())
+        await index.entered(fail, fail())
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+async def test_an_entry_that_was_refused_alone_is_made_after_its_record(refusals: int) -> None:
+    """Memory that becomes free between two commands lets the second one in."""
+    tries = []
+
+    async def enter() -> None:
+        tries.append(1)
+        if len(tries) <= refusals:
+            raise RedisRefusedError("OOM")
+
+    async def answer() -> str:
+        return "answer"
+
+    entered = Index(Scripts(Wire()), Keys()).entered(enter, answer())
+    if refusals == 1:
+        assert await entered == "answer"
+    else:
+        with pytest.raises(RedisRefusedError):
+            await entered
+    assert len(tries) == 2
 
 
 # Real servers only.

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -218,7 +219,8 @@ class Generator:
             options=options,
             take_over=take_over,
         )
-        call = asyncio.ensure_future(self._log.index.entered(self._presence.begins(job_id), claiming))
+        enter = partial(self._presence.begins, job_id)
+        call = asyncio.ensure_future(self._log.index.entered(enter, claiming))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
