@@ -159,6 +159,7 @@ def test_what_a_script_has_taken_for_a_connection_that_is_gone_is_booked(
     receive: Callable[..., Receiver], client: Any, redis_url: str
 ) -> None:
     """kombu's BRPOP loses the one message that it has popped then."""
+    client.script_load(TAKE.text)
     send(redis_url, *range(MANY))
     receiver = receive()
     receiver.drain_to(1)
