@@ -174,6 +174,27 @@ def test_what_a_script_has_taken_for_a_connection_that_is_gone_is_booked(
     assert len(unacked(client)) == MANY
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_what_a_script_has_taken_for_a_channel_that_closes_goes_back_in_order(
+    receive: Callable[..., Receiver], client: Any, redis_url: str, is_cancelled: bool
+) -> None:
+    """Also where its consumer has been cancelled, as Celery does first."""
+    client.script_load(TAKE.text)
+    send(redis_url, *range(MANY))
+    receiver = receive()
+    receiver.drain_to(1)
+    receiver.channel._brpop_start()
+    eventually(lambda: client.llen(QUEUE) == MANY - 1 - TAKEN, "taken messages")
+    if is_cancelled:
+        for tag in list(receiver.channel._consumers):
+            receiver.channel.basic_cancel(tag)
+    receiver.close()
+    assert not client.exists("unacked", "unacked_index")
+    other = receive()
+    other.drain_to(MANY)
+    assert other.bodies == list(range(MANY))
+
+
 def test_a_server_that_forgets_the_script_is_told_it_again(
     receive: Callable[..., Receiver], client: Any, redis_url: str
 ) -> None:

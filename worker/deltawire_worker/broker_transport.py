@@ -224,6 +224,11 @@ class _Channel(redis.Channel):
             self._flush_brpop_reauth()
         if not taken:
             raise Empty
+        if self._closing:
+            # Nobody is to have them any more: back to where they were, and not only by the time-out.
+            for raw_tag in () if self._is_taken_apart else reversed(taken[1::3]):
+                self.qos.restore_by_tag(bytes_to_str(raw_tag))
+            raise Empty
         self._may_be_more = True
         problem: Exception | None = None
         for index, raw_tag, raw in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
@@ -258,9 +263,12 @@ class _Channel(redis.Channel):
             return taken
         return []
 
+    @property
+    def _is_taken_apart(self) -> bool:
+        return self.connection is not None and self.connection.client is None
+
     def close(self) -> None:
-        is_taken_apart = self.connection is not None and self.connection.client is None
-        if is_taken_apart and not self.closed:
+        if self._is_taken_apart and not self.closed:
             self.closed = True
             if self._qos is not None:
                 self._qos._on_collect.cancel()  # would restore at garbage collection, with the same error
