@@ -287,3 +287,18 @@ def test_books_on_a_connection_that_was_killed_are_kept_on_the_next(
         message.ack()
     receiver.channel.books.settle()
     assert set(unacked(client)) <= {receiver.got[0].delivery_tag}
+
+
+def test_books_whose_pool_was_closed_wait_for_no_reply(
+    receive: Callable[..., Receiver], client: Any, redis_url: str
+) -> None:
+    send(redis_url, *range(4))
+    receiver = receive()
+    receiver.drain_to(4)
+    receiver.channel.pool.disconnect()
+    with pytest.raises(ConnectionResetError):
+        receiver.got[0].ack()
+    for message in receiver.got:
+        message.ack()
+    receiver.channel.books.settle()
+    assert not client.exists("unacked", "unacked_index")

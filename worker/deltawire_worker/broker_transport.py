@@ -68,6 +68,9 @@ class _Books:
         try:
             if self._connection is None:
                 self._connection = self._channel.pool.get_connection()
+            if self._owed and not self._connection.is_connected:
+                # With its pool; the one that would be made now owes nothing.
+                raise ConnectionResetError("the books' connection was closed")  # noqa: TRY301 - dropped below
             if self._owed >= MAX_OWED or time.monotonic() - self._settled_at > SETTLE_S:
                 self._read_owed()
                 self._connection.check_health()
