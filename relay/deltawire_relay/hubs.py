@@ -48,19 +48,27 @@ class Hubs:
 
     async def acquire(self, job_id: str) -> tuple[Hub, Callable[[], None]]:
         """As `hold`, for callers whose use does not nest; call the second value once when done."""
+        hub, opened, release = self.begin(job_id)
+        try:
+            await opened
+        except BaseException:
+            release()
+            raise
+        return hub, release
+
+    def begin(self, job_id: str) -> tuple[Hub, asyncio.Future[None], Callable[[], None]]:
+        """As `acquire`, for callers with something to do meanwhile: wait for the second value.
+
+        Call the third value once when done, also where the hub does not open.
+        """
         entry = self._entries.get(job_id)
         if entry is None:
             entry = self._entries[job_id] = _Entry(self._new_hub(job_id))
             if self._looking is None:
                 self._looking = asyncio.create_task(self._looks.keep(), name="looks")
         entry.holders += 1
-        try:
-            # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.
-            await asyncio.shield(entry.opened)
-        except BaseException:
-            self._release(entry)
-            raise
-        return entry.hub, lambda: self._release(entry)
+        # One opening for all; whoever is cancelled meanwhile does not cancel it for the others.
+        return entry.hub, asyncio.shield(entry.opened), lambda: self._release(entry)
 
     def _new_hub(self, job_id: str) -> Hub:
         return Hub(job_id, self._log, self._feed, self._report, self._page_reads)

@@ -73,7 +73,15 @@ class Jobs:
     async def submit(
         self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
     ) -> str:
-        """Writes the record, then sends the message. Returns the job's status.
+        """Writes the record, then sends the message. Returns the job's status. Raises as `enter`, `send`."""
+        status = await self.enter(job_id, request, options, principal)
+        await self.send(job_id, status)
+        return status
+
+    async def enter(
+        self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
+    ) -> str:
+        """Writes the record: the first half of `submit`. Returns the job's status.
 
         Raises `idempotency_conflict` where the job exists and was asked for with another body.
         """
@@ -90,11 +98,14 @@ class Jobs:
                 "this Idempotency-Key was used with another body; use a new key",
                 param="Idempotency-Key",
             )
-        if submitted.status == "queued":
+        return submitted.status
+
+    async def send(self, job_id: str, status: str) -> None:
+        """Sends the message of a job that has its record, and then `status`. Raises `queue_unavailable`."""
+        if status == "queued":
             # Also on a repeat: the first call may have died between record and message. Claims make a
             # second message harmless.
             await self._queue.enqueue(job_id)
-        return submitted.status
 
     async def mark_watched(self, job_id: str) -> None:
         """Says that somebody waits for a job to which nobody listens here. Raises RedisUnavailableError."""

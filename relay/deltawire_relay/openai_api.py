@@ -65,8 +65,7 @@ class OpenAIApi:
             raise _shutting_down()
         job_id = self._jobs.new_id(principal, idempotency_key(request))
         sink = ChatStream(wants_usage=asked.wants_usage) if asked.is_streamed else ChatAnswer()
-        # It reads before there is anything to read: a job of this door is watched from its first moment.
-        hub, release = await self._hubs.acquire(job_id)
+        hub, opened, release = self._hubs.begin(job_id)
         subscriber = Subscriber(hub, sink, tenant=principal.tenant)
 
         def close() -> None:
@@ -76,11 +75,15 @@ class OpenAIApi:
 
         self._open[sink] = asyncio.get_running_loop().create_future()
         try:
+            # The hub opens while the record is written; should it fail to, the job goes no further here.
+            entering = self._jobs.enter(job_id, asked.request, asked.options, principal)
+            _, status = await asyncio.gather(opened, entering)
             hub.subscribers.add(subscriber)
             await subscriber.open()
+            # It is read before anybody writes: a job of this door is watched from its first moment.
             if asked.options.on_abandon == "cancel" and not hub.is_listening:
                 await self._jobs.mark_watched(job_id)
-            await self._jobs.submit(job_id, asked.request, asked.options, principal)
+            await self._jobs.send(job_id, status)
         except BaseException:
             close()
             raise

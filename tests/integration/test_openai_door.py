@@ -14,14 +14,16 @@ import pytest
 import redis.asyncio
 
 from deltawire.codec import encode_terminal
-from deltawire.errors import ERRORS, Error
+from deltawire.errors import ERRORS, Error, RedisUnavailableError
 from deltawire.events import Cancel, Completed, IncompleteDetails, Timings, UpstreamErrorDetails
 from deltawire.keys import Keys
 from deltawire.models import publish_models
+from deltawire.queue import QUEUE
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
 from deltawire_relay import event_stream as event_stream_module
 from deltawire_relay import server as server_module
+from deltawire_relay.hub import Hub
 from tests.support.producer import REQUEST, ProducedJob, Producer, completion
 from tests.support.readers import WAIT_S, event_stream, http_client
 from tests.support.relay_process import Keyring, RelayProcess, relay_in_process
@@ -436,6 +438,66 @@ async def test_a_job_is_watched_while_pub_sub_is_not_to_be_had(
                     assert (await it.answered()).status_code == 200
             finally:
                 await client.acl_setuser("default", enabled=True, commands=["+subscribe"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_job_that_cannot_be_read_is_not_sent(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Its record is written while its log is opened; nothing is held that was not opened."""
+    refused = asyncio.Event()
+    closed: list[str] = []
+    close = Hub.close
+
+    async def no_open(_: Hub) -> None:
+        refused.set()
+        raise RedisUnavailableError("not now")
+
+    def noted_close(hub: Hub) -> None:
+        closed.append(hub.job_id)
+        close(hub)
+
+    monkeypatch.setattr(Hub, "open", no_open)
+    monkeypatch.setattr(Hub, "close", noted_close)
+    key = uuid.uuid4().hex
+    job_id = job_id_of(key)
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        async with relay_in_process(redis_server.url, monkeypatch) as address:
+            async with http_client(base_url=f"http://{address}") as http:
+                answer = await http.post(
+                    PATH, json={**REQUEST, "stream": stream}, headers={"Idempotency-Key": key}
+                )
+            assert answer.status_code == 503
+            check_error(answer.json()["error"], code="redis_unavailable")
+            assert refused.is_set()
+            assert closed == [job_id]
+        messages = await client.lrange(QUEUE, 0, -1)
+        assert not any(job_id.encode() in message for message in messages)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_message_that_redis_refuses_is_said(
+    jobs: Producer, redis_server: RedisServer, stream: bool
+) -> None:
+    """503; the job is there, nobody reads it any more, and a repeat makes it good."""
+    key = uuid.uuid4().hex
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        with RelayProcess(redis_server.url) as relay:
+            async with http_client(base_url=relay.url) as http:
+                await client.acl_setuser("default", enabled=True, commands=["-lpush"])
+                try:
+                    answer = await http.post(
+                        PATH, json={**REQUEST, "stream": stream}, headers={"Idempotency-Key": key}
+                    )
+                finally:
+                    await client.acl_setuser("default", enabled=True, commands=["+lpush"])
+            assert answer.status_code == 503
+            check_error(answer.json()["error"], code="queue_unavailable")
+            channel = jobs.log.keys.job(job_id_of(key)).channel
+            assert await client.pubsub_numsub(channel) == [(channel.encode(), 0)]
+            async with asked(relay.url, jobs, key=key, stream=stream) as it:
+                await it.job.end()
+                assert (await it.answered()).status_code == 200
 
 
 async def test_the_same_key_is_the_same_job(relay: RelayProcess, jobs: Producer) -> None:

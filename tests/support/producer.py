@@ -26,6 +26,7 @@ from deltawire.events import (
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.options import Options
+from deltawire.queue import QUEUE
 from deltawire.redis_client import RedisClient
 from tests.support.sample_events import in_progress, line, queued, text_chunk
 
@@ -80,12 +81,16 @@ class ProducedJob:
         self.lines = await self._log.read(self.job_id, 0) or [line(queued(job_id=self.job_id))]
 
     async def adopt(self) -> None:
-        """Waits for a job that somebody else submits, and claims it."""
+        """Waits for the message of a job that somebody else submits, and claims it."""
         async with asyncio.timeout(WAIT_S):
-            while not self.lines:
+            while not await self._was_sent():  # noqa: ASYNC110 - Redis tells nobody
                 await asyncio.sleep(0.005)
-                self.lines = await self._log.read(self.job_id, 0)
+        self.lines = await self._log.read(self.job_id, 0)
         await self.claim()
+
+    async def _was_sent(self) -> bool:
+        messages: list[bytes] = await self._log.scripts.execute("LRANGE", QUEUE, 0, -1)
+        return any(self.job_id.encode() in message for message in messages)
 
     async def claim(self) -> None:
         """Claims the job and appends `in_progress`; a job without a record gets one."""
