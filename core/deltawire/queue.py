@@ -1,11 +1,14 @@
 """The Celery side that producers and workers share: names, message format, transport options."""
 
+import uuid
 from typing import Any, Final
 from urllib.parse import unquote
 
 from celery import Celery
+from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
+from kombu.utils.json import dumps
 
 from . import redis_url
 from .errors import WireError
@@ -15,6 +18,9 @@ QUEUE: Final = "deltawire"
 
 VISIBILITY_TIMEOUT_S: Final = 60
 """How long Redis holds an unacknowledged message before it is delivered again. Workers renew it."""
+
+_JOB_ID: Final = "{job_id}"
+_TAG: Final = "{delivery_tag}"
 
 ANSWER_TIMEOUT_S: Final = 5.0
 """How long a sender waits for RabbitMQ to confirm, or for a connection of the pool, before it tries again."""
@@ -99,6 +105,16 @@ def rabbitmq_settings() -> dict[str, Any]:
     }
 
 
+class MessageTemplate:
+    """Makes messages for a Redis list, in microseconds."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def message(self, job_id: str) -> str:
+        return self._text.replace(_JOB_ID, job_id).replace(_TAG, str(uuid.uuid4()))
+
+
 class TaskSender:
     """Sends messages of jobs that have their records, and counts them. Blocking; for several threads."""
 
@@ -108,14 +124,8 @@ class TaskSender:
     def send(self, job_id: str, **message: Any) -> None:
         """`message`: what else Celery's `send_task` takes (`link`). Raises WireError `queue_unavailable`."""
         try:
-            # No body: the record has it. No representation of arguments either.
-            self._app.send_task(
-                TASK,
-                task_id=job_id,
-                queue=QUEUE,
-                argsrepr="",
-                kwargsrepr="",
-                ignore_result=True,
+            self._send(
+                job_id,
                 **message,
                 confirm_timeout=ANSWER_TIMEOUT_S,
                 retry=True,
@@ -125,6 +135,15 @@ class TaskSender:
             raise WireError(
                 "queue_unavailable", "the message broker did not take the job; try again"
             ) from error
+
+    def template(self) -> "MessageTemplate":
+        """Of the messages that `send` puts into the list QUEUE of a Redis, as Celery and kombu make them."""
+        # The format is that of all of kombu's virtual transports.
+        with Connection("memory://") as connection:  # type: ignore[no-untyped-call] # kombu has few types
+            self._send(_JOB_ID, connection=connection)
+            message = connection.default_channel._get(QUEUE)
+        message["properties"]["delivery_tag"] = _TAG
+        return MessageTemplate(dumps(message))  # type: ignore[no-untyped-call] # as above
 
     def depth(self) -> int:
         """How many messages wait in our queue, says the broker; those that workers hold are not counted.
@@ -141,6 +160,18 @@ class TaskSender:
                     return _depth(connection)
         except self._errors as error:
             raise WireError("queue_unavailable", "the message broker does not answer; try again") from error
+
+    def _send(self, job_id: str, **options: Any) -> None:
+        # No body: the record has it. No representation of arguments either.
+        self._app.send_task(
+            TASK,
+            task_id=job_id,
+            queue=QUEUE,
+            argsrepr="",
+            kwargsrepr="",
+            ignore_result=True,
+            **options,
+        )
 
     @property
     def _errors(self) -> tuple[type[Exception], ...]:

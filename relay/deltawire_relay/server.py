@@ -26,7 +26,7 @@ from .health import UNREADY_AFTER_S, Health
 from .http_app import http_app
 from .http_protocol import HttpProtocol
 from .hubs import Hubs
-from .jobs import CeleryQueue, Jobs
+from .jobs import CeleryQueue, Jobs, RedisQueue
 from .jobs_api import JobsApi
 from .openai_api import Models, OpenAIApi
 from .settings import Settings
@@ -104,7 +104,9 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         hubs = Hubs(log, feed, sweeper.report)
         standby = Standby(hubs, log, feed)
         gate = Gate(settings.api_keys, settings.allowed_origins)
-        jobs = Jobs(log, hubs, CeleryQueue(sender))
+        is_one_redis = settings.broker_url == settings.redis_url  # a cluster is no broker
+        queue = RedisQueue(sender, log.scripts) if is_one_redis else CeleryQueue(sender)
+        jobs = Jobs(log, hubs, queue)
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         api = JobsApi(settings, gate, hubs, jobs, health)
         models = Models(log.scripts, keys)

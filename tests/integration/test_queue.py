@@ -1,5 +1,6 @@
 """What a sender of messages promises, on each broker."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -104,6 +105,24 @@ def test_a_hundred_questions_leave_no_channel_behind(rabbitmq: RabbitMQ) -> None
             with app.pool.acquire() as connection:
                 channels = connection.connection.channels
                 assert len([number for number, channel in channels.items() if channel is not None]) <= 2
+
+
+def test_a_message_from_the_template_is_the_one_that_kombu_sends(redis_url: str) -> None:
+    """But for the job and the delivery tag, which no two messages share."""
+    with make_app(redis_url, key_prefix="dw") as app, redis.Redis.from_url(redis_url) as client:
+        sender = TaskSender(app)
+        sender.send("a")
+        sent = client.lrange(QUEUE, 0, -1)
+        template = sender.template()
+        assert client.lrange(QUEUE, 0, -1) == sent
+    wanted = json.loads(sent[0])
+    tags = {wanted["properties"]["delivery_tag"]}
+    for _ in range(2):
+        made = json.loads(template.message("a"))
+        tags.add(made["properties"]["delivery_tag"])
+        made["properties"]["delivery_tag"] = wanted["properties"]["delivery_tag"]
+        assert made == wanted
+    assert len(tags) == 3
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
