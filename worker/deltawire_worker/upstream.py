@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Protocol, cast
 from urllib.request import getproxies
@@ -198,9 +199,10 @@ class UpstreamClient:
 
     def __init__(self) -> None:
         # Our transport knows no proxies; where one is configured, httpx's own takes over.
-        transport = None if {"http", "https", "all"} & getproxies().keys() else StreamTransport()
+        has_proxies = bool({"http", "https", "all"} & getproxies().keys())
+        self._transport = None if has_proxies else StreamTransport()
         self._client = httpx.AsyncClient(
-            transport=transport,
+            transport=self._transport,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             headers={"Accept": "text/event-stream", "Accept-Encoding": "identity", "User-Agent": "deltawire"},
@@ -264,13 +266,14 @@ class UpstreamClient:
         if upstream.api_key:
             is_bearer = upstream.auth_header.lower() == "authorization"
             headers[upstream.auth_header] = f"Bearer {upstream.api_key}" if is_bearer else upstream.api_key
-        url = httpx.URL(upstream.base_url + path)
-        if upstream.query:
-            url = url.copy_merge_params(upstream.query)
+        url = _url(upstream.base_url + path, tuple(upstream.query.items()))
         return self._client.build_request(method, url, content=body, headers=headers)
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
+            if self._transport is not None and not request.url.userinfo:
+                # What httpx does besides is of no use here: redirects, cookies, and a line in the log.
+                return await self._transport.handle_async_request(request)
             return await self._client.send(request, stream=True)
         except httpx.ConnectTimeout as error:
             message = f"no connection to the gateway within {CONNECT_TIMEOUT_S:.0f} s"
@@ -278,6 +281,11 @@ class UpstreamClient:
         except httpx.TransportError as error:
             message = f"the gateway cannot be reached ({type(error).__name__})"
             raise UpstreamError("upstream_unreachable", message) from error
+
+
+@lru_cache(1_000)
+def _url(url: str, query: tuple[tuple[str, str], ...]) -> httpx.URL:
+    return httpx.URL(url).copy_merge_params(query) if query else httpx.URL(url)
 
 
 class Source(Protocol):
