@@ -271,7 +271,7 @@ class UpstreamClient:
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
-            if self._transport is not None and not request.url.userinfo:
+            if self._transport is not None:
                 # What httpx does besides is of no use here: redirects, cookies, and a line in the log.
                 return await self._transport.handle_async_request(request)
             return await self._client.send(request, stream=True)
