@@ -27,6 +27,7 @@ from .whole_answer import form_of, read_whole
 
 CONNECT_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 30.0
+MAX_IDLE_CONNECTIONS: Final = 1_000  # those that short jobs have just left; seconds later they are closed
 MODELS_TIMEOUT_S: Final = 10.0
 MAX_ERROR_BYTES: Final = 65_536
 MAX_MODELS_BYTES: Final = 4_194_304
@@ -200,11 +201,11 @@ class UpstreamClient:
     def __init__(self) -> None:
         # Our transport knows no proxies; where one is configured, httpx's own takes over.
         has_proxies = bool({"http", "https", "all"} & getproxies().keys())
-        self._transport = None if has_proxies else StreamTransport()
+        self._transport = None if has_proxies else StreamTransport(max_idle_connections=MAX_IDLE_CONNECTIONS)
         self._client = httpx.AsyncClient(
             transport=self._transport,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
             headers={"Accept": "text/event-stream", "Accept-Encoding": "identity", "User-Agent": "deltawire"},
             # None is taken: it would go with everybody's requests from then on.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
