@@ -157,7 +157,8 @@ class Window:
         each = 1e6 / max(1, delivered)
         found = {
             "per_s": delivered / (ended - began),
-            "share": delivered / max(1, (sent - sent_before) * fan_out),
+            # What was published last may be on its way.
+            "share": min(1.0, (delivered + fan_out) / max(1, (sent - sent_before) * fan_out)),
             "us": (redis + sum(used.values())) * each,
             "relay_us": sum(used.values()) * each,
             "redis_us": redis * each,
