@@ -59,7 +59,7 @@ churn: setup
 bench: setup .venv-bench/.installed
 	$(BIN)/python -m benchmarks
 
-# All peers beside us in the same run, about an hour. Nginx with Nchan comes from the system, or its rows say how.
+# All peers beside us in the same run, about three quarters of an hour. Nginx with Nchan comes from the system, or its rows say how.
 bench-peers: setup .venv-bench/.installed .venv-litellm/.installed benchmarks/relays/node/node_modules/.installed
 	$(BIN)/python -m benchmarks --peers
 

@@ -1,6 +1,6 @@
 """Nchan 1.3.6 in nginx 1.22.1 (Debian 12: nginx-light, libnginx-mod-nchan), three rows.
 
-One worker process (a second costs more and serves no more), no access log, exact locations instead of regular
+One worker process (a second one costs more), no access log, exact locations instead of regular
 expressions (Nchan's README: they cost more than all of Nchan). Published by HTTP POST on 64 connections, one
 request at a time on each, a job always on the same one (publishing by WebSocket costs as much); watched by
 WebSocket. In memory and with Redis a channel keeps 5,000 messages for ten minutes; without store Redis only
