@@ -341,7 +341,8 @@ def run_table(scenario: str, systems: Sequence[str], *, rounds: int, seconds: fl
             try:
                 figures: Figures = uvloop.run(measure(worker, seconds))
             except (TimeoutError, RuntimeError) as error:
-                notes.append(f"{worker.name}: {str(error)[-600:]}")
+                print(name, scenario, error, file=sys.stderr, flush=True)
+                notes.append(f"{worker.name}: did not come to {str(error).partition(':')[0]} in time")
                 continue
             print(name, scenario, _short(figures), file=sys.stderr, flush=True)
             found[name].append(figures)
