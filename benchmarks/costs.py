@@ -15,6 +15,7 @@ from typing import Final
 from tests.support.system import System, backend_app, request, send_task
 
 from benchmarks.processes import cpu_s
+from benchmarks.relays.base import upgrade
 
 CONNECTING: Final = 50
 NUMBER: Final = b'"sequence_number":'
@@ -32,10 +33,7 @@ class Reader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(
-            f"GET {self._path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n".encode()
-        )
+        transport.write(upgrade(self._path))
 
     def data_received(self, data: bytes) -> None:
         if not self.is_open.done():

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,9 +24,10 @@ import uvloop
 from celery import Celery
 
 from benchmarks.load_gateway import model_name
-from benchmarks.processes import free_port
-from benchmarks.relays.base import MARK
-from benchmarks.worker import PLENTY, WARM_UP_S, Figures, Run, Table, running, show, table
+from benchmarks.processes import end_in_order, free_port
+from benchmarks.relays.base import MARK, text_frame, upgrade
+from benchmarks.report import Table, show
+from benchmarks.worker import PLENTY, WARM_UP_S, Figures, Run, running, table
 from benchmarks.workers.base import Marks
 from benchmarks.workers.ours import Ours, request
 from deltawire.queue import QUEUE, TASK
@@ -70,18 +70,8 @@ def post(path: str, body: Any) -> bytes:
     return head.encode() + b"content-length: %d\r\n\r\n%b" % (len(encoded), encoded)
 
 
-def upgrade(job_id: str) -> bytes:
-    return (
-        f"GET /v1/jobs/{job_id}/ws HTTP/1.1\r\nHost: localhost\r\n"
-        "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-    ).encode()
-
-
-def text_frame(text: bytes) -> bytes:
-    """As a client sends it: masked, here by zeros."""
-    assert len(text) < 126
-    return bytes((0x81, 0x80 | len(text), 0, 0, 0, 0)) + text
+def watching(job_id: str) -> bytes:
+    return upgrade(f"/v1/jobs/{job_id}/ws")
 
 
 class Setting:
@@ -111,7 +101,7 @@ class Setting:
         return str(self.app.send_task(TASK, kwargs={"request": request(model)}, queue=QUEUE).id)
 
     async def watch(self, job_id: str) -> Client:
-        return await self.connect(upgrade(job_id))
+        return await self.connect(watching(job_id))
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +132,7 @@ async def streaming(
     if is_direct:
         hellos = [post("/v1/chat/completions", {**request(model), "stream": True})] * streams
     else:
-        hellos = [upgrade(setting.send_task(model)) for _ in range(streams)]
+        hellos = [watching(setting.send_task(model)) for _ in range(streams)]
     port = setting.gateway_port if is_direct else setting.relay_port
     loop = asyncio.get_running_loop()
     viewers = [
@@ -305,13 +295,13 @@ def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description="The whole path beside a direct connection.")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `timeout` leaves no process behind
     tables = [run_table(name, rounds=args.rounds, seconds=args.seconds) for name in args.parts.split(",")]
     for found in tables:
         show(found)

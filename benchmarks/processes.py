@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from deltawire.redis_server import find_server
+
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 
@@ -98,6 +100,14 @@ class Servers:
                 process.wait()
         self._processes.clear()
         self._folder.cleanup()
+
+
+def start_redis(servers: Servers) -> int:
+    """With its defaults, but on a port of its own and without files. Returns the port."""
+    port = free_port()
+    words = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", servers.folder)
+    servers.start("redis", (find_server(), *words), port=port)
+    return port
 
 
 def end_in_order() -> None:

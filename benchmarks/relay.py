@@ -27,10 +27,9 @@ from typing import Any, Final
 import uvloop
 
 from benchmarks import load, relays
-from benchmarks.processes import DidNotStartError, Servers, end_in_order, free_port
+from benchmarks.processes import DidNotStartError, Servers, end_in_order, start_redis
 from benchmarks.relays.base import Relay
 from benchmarks.report import Table, show
-from deltawire.redis_server import find_server
 
 Figures = dict[str, float]
 Measurement = Callable[[Relay, Servers, int], Coroutine[Any, Any, dict[str, float]]]
@@ -92,14 +91,6 @@ def measurements(
                 found["E snapshot"] = partial(load.joins, deltas=4_000, times=JOINS, snapshot=True)
             return found
     raise ValueError(f"no scenario {scenario}")
-
-
-def start_redis(servers: Servers) -> int:
-    """With its defaults, but on a port of its own and without files."""
-    port = free_port()
-    words = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", servers.folder)
-    servers.start("redis", (find_server(), *words), port=port)
-    return port
 
 
 def measure(kind: type[Relay], measurement: Measurement) -> Figures:

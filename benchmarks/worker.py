@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import statistics
 import sys
 import time
@@ -29,14 +28,13 @@ import redis
 import uvloop
 
 from benchmarks.load_gateway import Stats, model_name
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers, end_in_order, free_port, start_redis
+from benchmarks.report import Table, show
 from benchmarks.workers.base import Marks, Worker
 from benchmarks.workers.ours import Ours
 from benchmarks.workers.peers import HttpxReader, LineCounter, LiteLlm, Prefork, Threads
-from deltawire.redis_server import find_server
 
 Figures = dict[str, float | None]
-Table = dict[str, Any]  # JSON: key, title, columns, rows, notes, figures
 
 WARM_UP_S: Final = 1.5
 BEGIN_TIMEOUT_S: Final = 40.0
@@ -143,8 +141,7 @@ class Run:
 async def running(worker: Worker, streams: int, *, jobs_first: str = "", jobs: int = 0) -> AsyncIterator[Run]:
     """A run of the worker; so many `jobs` of the model `jobs_first` wait in the queue when it starts."""
     with Servers() as servers:
-        worker.redis_port, worker.gateway_port, worker.delays_us = free_port(), free_port(), []
-        start_redis(servers, worker.redis_port)
+        worker.redis_port, worker.gateway_port, worker.delays_us = start_redis(servers), free_port(), []
         start_gateway(servers, worker.gateway_port)
         if jobs_first:
             await worker.ask(jobs_first, jobs)
@@ -153,12 +150,6 @@ async def running(worker: Worker, streams: int, *, jobs_first: str = "", jobs: i
             yield Run(servers, worker, worker.gateway_port, worker.redis_port)
         finally:
             servers.kill("worker")  # what it is at is of no interest any more
-
-
-def start_redis(servers: Servers, port: int) -> None:
-    options = {"port": port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": servers.folder}
-    words = (str(word) for name, value in options.items() for word in (f"--{name}", value))
-    servers.start("redis", [find_server(), *words], port=port)
 
 
 def start_gateway(servers: Servers, port: int) -> None:
@@ -410,6 +401,7 @@ def rows(*, with_peers: bool, rounds: int, seconds: float) -> list[Table]:
 
 
 def main() -> None:
+    end_in_order()
     parser = argparse.ArgumentParser(description="What a delta, a stream and a job cost a worker.")
     parser.add_argument("--systems", default="ours")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
@@ -417,7 +409,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `timeout` leaves no process behind
     tables = [
         run_table(scenario, args.systems.split(","), rounds=args.rounds, seconds=args.seconds)
         for scenario in args.scenarios.split(",")
@@ -426,15 +417,6 @@ def main() -> None:
         show(found)
     if args.json:
         args.json.write_text(json.dumps(tables, indent=2))
-
-
-def show(table: Table) -> None:
-    """As Markdown."""
-    print(f"\n{table['title']}\n")
-    for line in (table["columns"], ["---"] * len(table["columns"]), *table["rows"]):
-        print("| " + " | ".join("-" if cell is None else f"{cell}" for cell in line) + " |")
-    for note in table["notes"]:
-        print(f"- {note}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ def upgrade(path: str) -> bytes:
     ).encode()
 
 
+def text_frame(text: bytes) -> bytes:
+    """As a client sends it (RFC 6455 §5.3): masked, here by zeros."""
+    assert len(text) < 126
+    return bytes((0x81, 0x80 | len(text), 0, 0, 0, 0)) + text
+
+
 class Publisher(ABC):
     """The worker's side. Lives in the load process, on its loop; its cost is load, not the system's."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.redis_pipe import RedisPipe
-from benchmarks.relays.base import Publisher, Viewer, upgrade
+from benchmarks.relays.base import Publisher, Viewer, text_frame, upgrade
 
 ROOT: Final = Path(__file__).parents[2]
 NODE: Final = Path(__file__).with_name("node")
@@ -99,7 +99,5 @@ class SocketIoViewer(Viewer):
             self.is_ready = True
         elif b'0{"sid"' in self._seen and not self._has_asked:
             self._has_asked = True
-            connect = b'40{"job":"%b"}' % self._job_id.encode()
-            # A text frame of less than 126 bytes, masked with zeros.
-            return bytes([0x81, 0x80 | len(connect), 0, 0, 0, 0]) + connect
+            return text_frame(b'40{"job":"%b"}' % self._job_id.encode())
         return b""
