@@ -5,6 +5,7 @@ long, so a plain hash is enough: there is nothing to guess.
 """
 
 import hashlib
+import hmac
 import secrets
 from collections.abc import Sequence
 from typing import Final, Literal, cast
@@ -12,9 +13,10 @@ from typing import Final, Literal, cast
 import msgspec
 
 from .environment import ConfigurationError
+from .options import TENANT_RULE, is_tenant
 
-Scope = Literal["read", "cancel", "submit"]
-SCOPES: Final[frozenset[Scope]] = frozenset({"read", "cancel", "submit"})
+Scope = Literal["read", "cancel", "submit", "list", "tokens", "metrics"]
+SCOPES: Final[frozenset[Scope]] = frozenset({"read", "cancel", "submit", "list", "tokens", "metrics"})
 KEY_PREFIX: Final = "dw_"
 DEMO_KEY: Final = "dw_demo"
 """The key of docker-compose.yml as it comes. Everybody knows it, so it opens loopback only (`Gate`)."""
@@ -29,6 +31,15 @@ class ApiKey(msgspec.Struct, frozen=True):
 
 def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def find_key(keys: Sequence[ApiKey], text: str) -> ApiKey | None:
+    """The key whose text this is. All are compared, so that the time taken tells nothing."""
+    value, found = digest(text), None
+    for key in keys:
+        if hmac.compare_digest(key.sha256, value):
+            found = key
+    return found
 
 
 def new_api_key(name: str, tenant: str, scopes: Sequence[str]) -> tuple[str, str]:
@@ -47,6 +58,8 @@ def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
                 "DELTAWIRE_API_KEYS: an entry is name:tenant:scope+scope:sha256 (see `deltawire keys new`)"
             )
         name, tenant, scopes, sha256 = parts
+        if not is_tenant(tenant):
+            raise ConfigurationError(f"DELTAWIRE_API_KEYS: {name}: a tenant is {TENANT_RULE}")
         if unknown := set(scopes.split("+")) - SCOPES:
             raise ConfigurationError(
                 f"DELTAWIRE_API_KEYS: {name} has unknown scopes {', '.join(sorted(unknown))}; "

@@ -1,6 +1,7 @@
 """What a job may ask for: its options and its request, checked with errors that say what to change."""
 
-from typing import Any, Literal
+import re
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -10,6 +11,8 @@ Restart = Literal["before_first_delta", "always", "never"]
 OnAbandon = Literal["continue", "cancel"]
 MAX_DURATION_S = 86_400.0
 MAX_MODEL_CHARACTERS = 512
+TENANT_RULE: Final = "1 to 64 of A-Z a-z 0-9 . _ @ -"
+_TENANT: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +32,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     upstream: str = "default"
     tenant: str = "default"
     metadata: dict[str, str] = {}
+
+
+def is_tenant(name: str) -> bool:
+    """Whether `name` may name a tenant. It stands in Redis keys and in log lines."""
+    return _TENANT.fullmatch(name) is not None
 
 
 def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whatever JSON somebody sent
@@ -65,6 +73,8 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
             raise WireError(
                 "invalid_request", f"options.{name} must be {minimum} to 10", param=f"options.{name}"
             )
+    if not is_tenant(options.tenant):
+        raise WireError("invalid_request", f"options.tenant must be {TENANT_RULE}", param="options.tenant")
     return options
 
 

@@ -1,6 +1,5 @@
 """Who may do what: credentials, and the floor that holds without any (PROTOCOL.md §5)."""
 
-import hmac
 import ipaddress
 from collections.abc import Sequence
 from typing import Final
@@ -8,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from deltawire.api_keys import DEMO_KEY, SCOPES, ApiKey, Scope, digest
+from deltawire.api_keys import DEMO_KEY, SCOPES, ApiKey, Scope, digest, find_key
 from deltawire.errors import WireError
 
 
@@ -46,11 +45,7 @@ class Gate:
             return LOCAL
         if not token:
             raise WireError("missing_credentials", "send an API key: Authorization: Bearer dw_…")
-        value = digest(token)
-        found = None
-        for key in self._api_keys:  # all of them, so that the time taken tells nothing
-            if hmac.compare_digest(key.sha256, value):
-                found = key
+        found = find_key(self._api_keys, token)
         if found is None:
             raise WireError("invalid_credentials", "this API key is not known here")
         return Principal(found.name, found.tenant, found.scopes)

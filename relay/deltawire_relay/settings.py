@@ -1,60 +1,20 @@
-"""The relay's settings, read once from the environment (.env.example lists them all)."""
+"""The relay's settings, read once from the environment (docs/configuration.md lists them all)."""
 
-import msgspec
+from typing import Annotated, Any
 
-from deltawire.api_keys import ApiKey, parse_api_keys
 from deltawire.environment import ConfigurationError, Environment
-from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
 from deltawire.options import MAX_DURATION_S
+from deltawire.settings import ServiceSettings
+from deltawire.variables import PORT, Variable, read_settings
 
 from .auth import is_loopback
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    redis_url: str
-    broker_url: str
-    key_prefix: str = "dw"
-    host: str = "127.0.0.1"
-    port: int = 8080
-    public_url: str = ""
-    allowed_origins: tuple[str, ...] = ()
-    api_keys: tuple[ApiKey, ...] = ()
-    chat_abandon_grace_s: float | None = 2.0  # None: never
-    log_format: str = "text"
-    log_level: str = "info"
-
-    def __repr__(self) -> str:
-        # URLs may carry passwords.
-        return (
-            f"Settings(host={self.host!r}, port={self.port}, api_keys={[key.name for key in self.api_keys]})"
-        )
-
-    @classmethod
-    def from_environment(cls, environment: Environment) -> "Settings":
-        """Raises ConfigurationError that says what to set."""
-        redis_url = environment.redis_url("DELTAWIRE_REDIS_URL")
-        settings = cls(
-            redis_url=redis_url,
-            broker_url=environment.broker_url("DELTAWIRE_BROKER_URL", redis_url),
-            key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
-            host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
-            port=environment.integer("DELTAWIRE_PORT", 8080),
-            public_url=environment.text("DELTAWIRE_PUBLIC_URL").rstrip("/"),
-            allowed_origins=_origins(environment, "DELTAWIRE_ALLOWED_ORIGINS"),
-            api_keys=parse_api_keys(environment.secret("DELTAWIRE_API_KEYS")),
-            chat_abandon_grace_s=_grace_s(environment, "DELTAWIRE_CHAT_ABANDON_GRACE_S", 2.0),
-            log_format=environment.choice("DELTAWIRE_LOG_FORMAT", "text", LOG_FORMATS),
-            log_level=environment.choice("DELTAWIRE_LOG_LEVEL", "info", LOG_LEVELS),
-        )
-        if not settings.api_keys and not is_loopback(settings.host):
-            raise ConfigurationError(
-                f"without an API key the relay serves loopback only, and DELTAWIRE_HOST is {settings.host}: "
-                "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS, or set DELTAWIRE_HOST=127.0.0.1"
-            )
-        return settings
+def _public_url(environment: Environment, name: str, default: str) -> str:
+    return environment.text(name, default).rstrip("/")
 
 
-def _origins(environment: Environment, name: str) -> tuple[str, ...]:
+def _origins(environment: Environment, name: str, _: Any) -> tuple[str, ...]:
     origins = environment.words(name)
     for origin in origins:
         scheme, separator, host = origin.partition("://")
@@ -72,3 +32,60 @@ def _grace_s(environment: Environment, name: str, default: float) -> float | Non
     if value > MAX_DURATION_S:
         raise ConfigurationError(f"{name} must be at most {MAX_DURATION_S:.0f}, or never")
     return value
+
+
+class Settings(ServiceSettings, frozen=True, kw_only=True):
+    port: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_PORT",
+            "The relay's port. With docker compose: the port on this machine's loopback.",
+            PORT,
+        ),
+    ] = 8080
+    public_url: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_PUBLIC_URL",
+            "The relay's address as clients see it, put before the paths in `urls`; without it they are "
+            "relative. The command line looks for the relay there, by default on this machine at "
+            "`DELTAWIRE_PORT`.",
+            _public_url,
+        ),
+    ] = ""
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Variable(
+            "DELTAWIRE_ALLOWED_ORIGINS",
+            "Web origins whose pages may use the relay, exact (no slash at the end) and separated by commas: "
+            "`https://app.example.com`",
+            _origins,
+        ),
+    ] = ()
+    chat_abandon_grace_s: Annotated[
+        float | None,  # None: never
+        Variable(
+            "DELTAWIRE_CHAT_ABANDON_GRACE_S",
+            "Seconds that a job of the OpenAI API (`/v1/chat/completions`) outlives its last reader "
+            "before it is cancelled; 0 is at once, `never` lets it run to its end. A request can say "
+            "otherwise.",
+            _grace_s,
+        ),
+    ] = 2.0
+
+    def __repr__(self) -> str:
+        # URLs may carry passwords.
+        return (
+            f"Settings(host={self.host!r}, port={self.port}, api_keys={[key.name for key in self.api_keys]})"
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Environment) -> "Settings":
+        """Raises ConfigurationError that says what to set."""
+        settings = read_settings(cls, environment)
+        if not settings.api_keys and not is_loopback(settings.host):
+            raise ConfigurationError(
+                f"without an API key the relay serves loopback only, and DELTAWIRE_HOST is {settings.host}: "
+                "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS, or set DELTAWIRE_HOST=127.0.0.1"
+            )
+        return settings

@@ -5,6 +5,7 @@ import contextlib
 from typing import Final
 
 import redis.asyncio
+from redis.asyncio.client import PubSub
 
 from deltawire.codec import is_terminal, sequence_number_of
 from deltawire.log import JobLog
@@ -22,15 +23,21 @@ async def read_naively(log: JobLog, client: redis.asyncio.Redis, job_id: str) ->
     # Whatever is published between the read above and the acknowledgement below goes by unheard.
     async with client.pubsub(ignore_subscribe_messages=True) as channel:
         await channel.subscribe(log.keys.job(job_id).channel)
-        with contextlib.suppress(TimeoutError):
-            while True:
-                async with asyncio.timeout(_SILENCE_S):
-                    message = None
-                    while message is None:
-                        with contextlib.suppress(redis.asyncio.ConnectionError):  # it subscribes again
-                            message = await channel.get_message(timeout=_SILENCE_S)
-                for line in message["data"].split(b"\n"):
-                    seen.append(sequence_number_of(line))
-                    if is_terminal(line):
-                        return seen
+        while (message := await _next(channel)) is not None:
+            for line in message["data"].split(b"\n"):
+                seen.append(sequence_number_of(line))
+                if is_terminal(line):
+                    return seen
     return seen
+
+
+async def _next(channel: PubSub) -> dict[str, bytes] | None:
+    """The next message; None after silence, told by the clock: redis-py may swallow a cancellation."""
+    loop = asyncio.get_running_loop()
+    silent_at = loop.time() + _SILENCE_S
+    while (left_s := silent_at - loop.time()) > 0:
+        with contextlib.suppress(redis.asyncio.ConnectionError):  # it subscribes again
+            message: dict[str, bytes] | None = await channel.get_message(timeout=left_s)
+            if message is not None:
+                return message
+    return None

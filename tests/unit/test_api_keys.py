@@ -27,7 +27,7 @@ def test_keys_are_never_the_same() -> None:
 
 def test_several_entries_may_have_spaces_and_empty_places() -> None:
     """Entries are separated by commas; white space around them does not matter."""
-    keys = parse_api_keys(f" a:t:read:{SHA} ,, b:u:read+cancel+submit:{SHA.upper()}\n")
+    keys = parse_api_keys(f" a:t:read:{SHA} ,, b:u:{'+'.join(SCOPES)}:{SHA.upper()}\n")
     assert [key.name for key in keys] == ["a", "b"]
     assert keys[1].scopes == SCOPES
     assert keys[0].sha256 == keys[1].sha256

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from deltawire.api_keys import SCOPES, digest, parse_api_keys
+from deltawire.variables import declarations
+from deltawire_relay.settings import Settings as Relay
+from deltawire_worker.settings import Settings as Worker
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -15,18 +18,15 @@ ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 
 
 def _variables_read() -> set[str]:
-    """Those that stand in the services' sources as a whole string; a secret also as …_FILE."""
-    names: set[str] = set()
-    for package in ("core", "worker", "relay"):
+    """Those that are declared, and those of the programs without Settings; a secret also as …_FILE."""
+    declared = [each for kind in (Relay, Worker) for _, some, _ in declarations(kind) for each in some]
+    names = {each.name for each in declared} | {f"{each.name}_FILE" for each in declared if each.is_secret}
+    for package in ("core/deltawire/cli", "core/deltawire/gateway"):
         for path in (ROOT / package).rglob("*.py"):
             source = path.read_text()
             names.update(re.findall(r'"(DELTAWIRE_[A-Z0-9_]+)"', source))
-            names.update(
-                f"{name}_FILE"
-                for name in re.findall(
-                    r'\.(?:secret|header_secret|(?:redis_|broker_)?url)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source
-                )
-            )
+            secrets = re.findall(r'\.(?:secret|header_secret)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source)
+            names.update(f"{name}_FILE" for name in secrets)
     return names
 
 

@@ -1,26 +1,75 @@
-"""The worker's settings, read once from the environment (.env.example lists them all)."""
+"""The worker's settings, read once from the environment (docs/configuration.md lists them all)."""
 
-import msgspec
+from typing import Annotated, Any
 
 from deltawire.environment import Environment
-from deltawire.log_format import LOG_FORMATS, LOG_LEVELS
+from deltawire.settings import ServiceSettings
+from deltawire.variables import PORT, Variable, integer, number, read_settings
 
 from .flusher import MAX_LOG_BYTES
 from .upstreams import Upstreams, read_upstreams
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    redis_url: str
-    broker_url: str
-    upstreams: Upstreams
-    key_prefix: str = "dw"
-    host: str = "127.0.0.1"
-    worker_port: int = 8081
-    concurrency: int = 1000
-    shutdown_grace_s: float = 30.0
-    max_log_bytes: int = MAX_LOG_BYTES
-    log_format: str = "text"
-    log_level: str = "info"
+def _upstreams(environment: Environment, name: str, _: Any) -> Upstreams:
+    return read_upstreams(environment)
+
+
+class Settings(ServiceSettings, frozen=True, kw_only=True):
+    upstreams: Annotated[
+        Upstreams,
+        Variable(
+            "DELTAWIRE_UPSTREAM_BASE_URL",
+            "The OpenAI-compatible gateway, up to and with `/v1`. The worker has no default; docker-"
+            "compose.yml has the scripted gateway.",
+            _upstreams,
+            is_secret=True,
+            default="",
+        ),
+        Variable(
+            "DELTAWIRE_UPSTREAM_API_KEY",
+            "Sent to it as a bearer token; by default none.",
+            is_secret=True,
+            default="",
+        ),
+        Variable(
+            "DELTAWIRE_UPSTREAMS",
+            "In place of those two: several gateways, or one with other headers, a query, a limit of "
+            "streams, or one that differs. TOML, here (in single quotes) or in a file, with a table for "
+            "each; a job goes to the one that its option `upstream` names, else to the first that has its"
+            " model. docs/gateways.md has them.",
+            is_secret=True,
+            default="",
+        ),
+    ]
+    worker_port: Annotated[
+        int, Variable("DELTAWIRE_WORKER_PORT", "The port of the worker's `/healthz`, `/readyz`.", PORT)
+    ] = 8081
+    concurrency: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_CONCURRENCY",
+            "How many jobs one worker process takes at a time: 1 to 100000.",
+            integer(1, 100_000),
+        ),
+    ] = 1000
+    shutdown_grace_s: Annotated[
+        float,
+        Variable(
+            "DELTAWIRE_SHUTDOWN_GRACE_S",
+            "Seconds that running streams get to finish after SIGTERM; the rest ends then. docker-"
+            "compose.yml fixes it, next to the `stop_grace_period` that has to be longer.",
+            number,
+        ),
+    ] = 30.0
+    max_log_bytes: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MAX_LOG_BYTES",
+            "A job's log that has grown past so many bytes is compacted: its oldest events become one "
+            "snapshot.",
+            integer(1_048_576, 1_073_741_824),
+        ),
+    ] = MAX_LOG_BYTES
 
     def __repr__(self) -> str:
         # URLs may carry passwords.
@@ -29,19 +78,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_environment(cls, environment: Environment) -> "Settings":
         """Raises ConfigurationError that says what to set."""
-        redis_url = environment.redis_url("DELTAWIRE_REDIS_URL")
-        return cls(
-            redis_url=redis_url,
-            broker_url=environment.broker_url("DELTAWIRE_BROKER_URL", redis_url),
-            upstreams=read_upstreams(environment),
-            key_prefix=environment.text("DELTAWIRE_KEY_PREFIX", "dw"),
-            host=environment.text("DELTAWIRE_HOST", "127.0.0.1"),
-            worker_port=environment.integer("DELTAWIRE_WORKER_PORT", 8081),
-            concurrency=environment.integer("DELTAWIRE_CONCURRENCY", 1000, minimum=1, maximum=100_000),
-            shutdown_grace_s=environment.number("DELTAWIRE_SHUTDOWN_GRACE_S", 30.0),
-            max_log_bytes=environment.integer(
-                "DELTAWIRE_MAX_LOG_BYTES", MAX_LOG_BYTES, minimum=1_048_576, maximum=1_073_741_824
-            ),
-            log_format=environment.choice("DELTAWIRE_LOG_FORMAT", "text", LOG_FORMATS),
-            log_level=environment.choice("DELTAWIRE_LOG_LEVEL", "info", LOG_LEVELS),
-        )
+        return read_settings(cls, environment)

@@ -18,6 +18,7 @@ from deltawire.codec import encode
 from deltawire.errors import Error
 from deltawire.events import Cancelled, Completed, Event, Failed, Incomplete, TerminalEvent
 from deltawire.messages import Snapshot
+from deltawire.options import TENANT_RULE, is_tenant
 
 from .up import up as run_up
 
@@ -162,7 +163,9 @@ def cancel(
 def new_key(
     name: Annotated[str, typer.Argument(help="Whose key it is; shows in logs.")],
     tenant: Annotated[str, typer.Option(help="Whose jobs it sees.")] = "default",
-    scope: Annotated[list[str] | None, typer.Option(help="read, cancel, submit; all if not given.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, cancel, submit, list, tokens, metrics; all if not given.")
+    ] = None,
 ) -> None:
     """Make an API key. Its text is shown this once; the relay is given only its hash."""
     scopes = scope or sorted(SCOPES)
@@ -170,6 +173,8 @@ def new_key(
         raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--scope")
     if bad := [word for word in (name, tenant) if not word or set(word) & set(":,")]:
         raise typer.BadParameter(f"{bad[0]!r}: a name holds neither ':' nor ','")
+    if not is_tenant(tenant):
+        raise typer.BadParameter(f"a tenant is {TENANT_RULE}", param_hint="--tenant")
     key, entry = new_api_key(name, tenant, scopes)
     _out.print(f"key (for the backend, keep it secret):  {key}")
     _out.print(f"entry for DELTAWIRE_API_KEYS:           {entry}")

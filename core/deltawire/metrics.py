@@ -1,0 +1,63 @@
+"""What the services count, for Prometheus: plain numbers that cost an addition, read when somebody scrapes.
+
+Whatever has something to tell has a method `collect`, as prometheus_client's collectors do, and its numbers
+in plain attributes; the composition root registers it. Names are `deltawire_*`, units are base units, and a
+label's values come from a set that is configured or fixed, never from a peer.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Buckets for durations, from what we add ourselves to what a gateway may take."""
+
+
+class Histogram:
+    """Counts values by upper bounds. An observation is a search among a few numbers and two additions."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def samples(self) -> list[tuple[str, float]]:
+        """Cumulative, as the format wants it: (upper bound, how many were not above it)."""
+        so_far, samples = 0, []
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            so_far += count
+            samples.append(("+Inf" if bound == float("inf") else repr(bound), float(so_far)))
+        return samples
+
+
+def histogram_family(
+    name: str, about: str, histograms: Mapping[tuple[str, ...], Histogram], labels: Sequence[str] = ()
+) -> HistogramMetricFamily:
+    """One family of histograms by their labels' values (`()` where there are no labels)."""
+    family = HistogramMetricFamily(name, about, labels=labels)
+    for values, histogram in histograms.items():
+        family.add_metric(values, buckets=histogram.samples(), sum_value=histogram.total)
+    return family
+
+
+def new_registry() -> CollectorRegistry:
+    """One with what is told of every process: its memory, CPU time and open files."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """What a scrape gets, in CONTENT_TYPE."""
+    return generate_latest(registry)

@@ -1,0 +1,86 @@
+"""What every service of ours is told: where Redis and the broker are, who may ask, how to log."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from .api_keys import ApiKey, parse_api_keys
+from .environment import Environment
+from .log_format import LOG_FORMATS, LOG_LEVELS
+from .variables import Variable, choice
+
+
+def _redis_url(environment: Environment, name: str, _: Any) -> str:
+    return environment.redis_url(name)
+
+
+def _broker_url(environment: Environment, name: str, _: Any) -> str:
+    return environment.broker_url(name, environment.redis_url("DELTAWIRE_REDIS_URL"))
+
+
+def _api_keys(environment: Environment, name: str, _: Any) -> tuple[ApiKey, ...]:
+    return parse_api_keys(environment.secret(name))
+
+
+class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    redis_url: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_REDIS_URL",
+            "Where records, logs and channels live; `rediss://` for TLS, `redis://:password@host` for a "
+            "password. Or behind sentinels: "
+            "`redis+sentinel://:password@host:26379,host:26379/master_name/0`, or on a Redis Cluster, by "
+            "some of its nodes: `redis+cluster://:password@host:6379,host:6379` (which needs a "
+            "`DELTAWIRE_BROKER_URL`).",
+            _redis_url,
+            is_secret=True,
+            default="redis://127.0.0.1:6379/0",
+        ),
+    ]
+    broker_url: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_BROKER_URL",
+            "Celery's broker, if it is another one; by default the Redis URL, which works for sentinels, "
+            "but not for a cluster. `amqp://` or `amqps://` for RabbitMQ, see docs/rabbitmq.md.",
+            _broker_url,
+            is_secret=True,
+            default="",
+        ),
+    ]
+    key_prefix: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_KEY_PREFIX",
+            "What all keys and channels start with, so that installations can share a Redis.",
+        ),
+    ] = "dw"
+    host: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_HOST",
+            "The address to listen on (the relay's port, the worker's probes). Beyond loopback the relay "
+            "wants API keys.",
+        ),
+    ] = "127.0.0.1"
+    api_keys: Annotated[
+        tuple[ApiKey, ...],
+        Variable(
+            "DELTAWIRE_API_KEYS",
+            "Who may do what: `name:tenant:scope+scope:sha256`, separated by commas; `deltawire keys new`"
+            ' makes one. sha256 is of the key\'s text: `printf %s "$key" | sha256sum`. Without any, the '
+            "relay serves loopback only. docker-compose.yml has a demo key (`dw_demo`); to use the "
+            "`_FILE` form there, also set this one to nothing.",
+            _api_keys,
+            is_secret=True,
+        ),
+    ] = ()
+    log_format: Annotated[
+        str, Variable("DELTAWIRE_LOG_FORMAT", "`json` or `text`.", choice(*LOG_FORMATS))
+    ] = "text"
+    log_level: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_LOG_LEVEL", "`debug`, `info`, `warning`, `error` or `critical`.", choice(*LOG_LEVELS)
+        ),
+    ] = "info"
