@@ -31,7 +31,7 @@ from benchmarks.load_gateway import Stats, model_name
 from benchmarks.processes import Servers, end_in_order, free_port, start_redis
 from benchmarks.report import Table, show
 from benchmarks.workers.base import Marks, Worker
-from benchmarks.workers.ours import Ours
+from benchmarks.workers.ours import Ours, Scraped
 from benchmarks.workers.peers import HttpxReader, LineCounter, LiteLlm, Prefork, Threads
 
 Figures = dict[str, float | None]
@@ -298,8 +298,9 @@ SCENARIOS: Final[dict[str, tuple[str, Scenario, dict[str, str]]]] = {
     ),
 }
 STREAMS: Final = {"paced": 100, "thousand": 1_000, "saturated": 1_000}
+OURS: Final = {"ours": Ours, "scraped": Scraped}
 SYSTEMS: Final[dict[str, type[Worker]]] = {
-    "ours": Ours,
+    **OURS,
     "prefork": Prefork,
     "threads": Threads,
     "httpx": HttpxReader,
@@ -311,8 +312,8 @@ SYSTEMS: Final[dict[str, type[Worker]]] = {
 def make_worker(name: str, scenario: str) -> Worker:
     """By its name on the command line."""
     kind, _, path = name.partition("@")
-    if kind == "ours":
-        return Ours(Path(path).resolve() if path else None, with_records=scenario == "accept")
+    if kind in OURS:
+        return OURS[kind](Path(path).resolve() if path else None, with_records=scenario == "accept")
     if name not in SYSTEMS:
         raise SystemExit(f"there is no system {name!r}, only {', '.join(SYSTEMS)}")
     return SYSTEMS[name]()

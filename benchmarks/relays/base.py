@@ -26,10 +26,10 @@ def chunk(number: int, at: float | None = None) -> bytes:
     ) % (number, at_us)
 
 
-def upgrade(path: str) -> bytes:
-    """A WebSocket handshake (RFC 6455 §4.1)."""
+def upgrade(path: str, headers: str = "") -> bytes:
+    """A WebSocket handshake (RFC 6455 §4.1). `headers`: further ones, each with its line end."""
     return (
-        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{headers}"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
     ).encode()
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from benchmarks.processes import Servers, free_port
 from benchmarks.relays.base import Publisher, Relay, Viewer, upgrade
+from benchmarks.scraper import scrape
+from deltawire.api_keys import new_api_key
 from deltawire.codec import encode
 from deltawire.events import InProgress
 from deltawire.fold import Fold
@@ -106,12 +108,13 @@ class DeltawirePublisher(Publisher):
 class DeltawireViewer(Viewer):
     answers = True
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, headers: str = "") -> None:
         self._path = path
+        self._headers = headers
         self._seen = b""
 
     def hello(self) -> bytes:
-        return upgrade(self._path)
+        return upgrade(self._path, self._headers)
 
     def received(self, data: bytes) -> bytes:
         self._seen += data
@@ -127,12 +130,17 @@ class Deltawire(Relay):
     is_peer: ClassVar = False
     has_log: ClassVar = True
     has_snapshots: ClassVar = True
+    _headers = ""
+
+    def _environment(self) -> dict[str, str]:
+        return {}
 
     def start(self, servers: Servers, redis_port: int) -> None:
         self.port = free_port()
         environment = {
             "DELTAWIRE_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
             "DELTAWIRE_PORT": str(self.port),
+            **self._environment(),
         }
         command = (sys.executable, "-m", "deltawire_relay")
         servers.start("relay", command, environment=environment, port=self.port)
@@ -141,7 +149,24 @@ class Deltawire(Relay):
         return DeltawirePublisher(redis_port)
 
     def viewer(self, job_id: str, *, from_start: bool = False) -> DeltawireViewer:
-        return DeltawireViewer(f"/v1/jobs/{job_id}/ws")
+        return DeltawireViewer(f"/v1/jobs/{job_id}/ws", self._headers)
 
     def late_viewer(self, job_id: str) -> DeltawireViewer:
-        return DeltawireViewer(f"/v1/jobs/{job_id}/ws?mode=snapshot")
+        return DeltawireViewer(f"/v1/jobs/{job_id}/ws?mode=snapshot", self._headers)
+
+
+class Guarded(Deltawire):
+    """As in production: every viewer shows a key, and Prometheus asks each second."""
+
+    name: ClassVar = "deltawire, with keys and scraped"
+
+    def __init__(self) -> None:
+        self._key, self._entry = new_api_key("bench", "default", ["read", "metrics"])
+        self._headers = f"Authorization: Bearer {self._key}\r\n"
+
+    def _environment(self) -> dict[str, str]:
+        return {"DELTAWIRE_API_KEYS": self._entry}
+
+    def start(self, servers: Servers, redis_port: int) -> None:
+        super().start(servers, redis_port)
+        scrape(self.port, self._key)

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from benchmarks.processes import Servers, free_port
+from benchmarks.scraper import scrape
 from benchmarks.workers.base import Worker, enqueue
+from deltawire.api_keys import new_api_key
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.options import Options
@@ -44,6 +46,7 @@ class Ours(Worker):
             "DELTAWIRE_UPSTREAM_API_KEY": "sk-bench",
             "DELTAWIRE_WORKER_PORT": str(port),
             "DELTAWIRE_CONCURRENCY": str(streams),
+            **self._environment(),
         }
         if self._checkout:
             parts = (str(self._checkout / part) for part in ("core", "worker", "relay"))
@@ -51,6 +54,13 @@ class Ours(Worker):
         servers.start(
             "worker", [sys.executable, "-m", "deltawire_worker"], environment=environment, port=port
         )
+        self._started(port)
+
+    def _environment(self) -> dict[str, str]:
+        return {}
+
+    def _started(self, port: int) -> None:
+        """It has this port for its probes."""
 
     async def ask(self, model: str, count: int) -> None:
         """By bare `send_task`, or as our doors do: the body in the record, then a message without one."""
@@ -74,3 +84,19 @@ class Ours(Worker):
             )
         finally:
             await client.aclose()
+
+
+class Scraped(Ours):
+    """As in production: Prometheus asks each second."""
+
+    name = "deltawire, scraped"
+
+    def __init__(self, checkout: Path | None = None, *, with_records: bool = False) -> None:
+        super().__init__(checkout, with_records=with_records)
+        self._key, self._entry = new_api_key("bench", "default", ["metrics"])
+
+    def _environment(self) -> dict[str, str]:
+        return {"DELTAWIRE_API_KEYS": self._entry}
+
+    def _started(self, port: int) -> None:
+        scrape(port, self._key)
