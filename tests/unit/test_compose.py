@@ -7,27 +7,12 @@ from pathlib import Path
 import pytest
 
 from deltawire.api_keys import SCOPES, digest, parse_api_keys
-from deltawire.variables import declarations
-from deltawire_relay.settings import Settings as Relay
-from deltawire_worker.settings import Settings as Worker
+from docs.configuration import names
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
-
-
-def _variables_read() -> set[str]:
-    """Those that are declared, and those of the programs without Settings; a secret also as …_FILE."""
-    declared = [each for kind in (Relay, Worker) for _, some, _ in declarations(kind) for each in some]
-    names = {each.name for each in declared} | {f"{each.name}_FILE" for each in declared if each.is_secret}
-    for package in ("core/deltawire/cli", "core/deltawire/gateway"):
-        for path in (ROOT / package).rglob("*.py"):
-            source = path.read_text()
-            names.update(re.findall(r'"(DELTAWIRE_[A-Z0-9_]+)"', source))
-            secrets = re.findall(r'\.(?:secret|header_secret)\(\s*"(DELTAWIRE_[A-Z0-9_]+)"', source)
-            names.update(f"{name}_FILE" for name in secrets)
-    return names
 
 
 def _block(text: str, heading: str) -> str:
@@ -58,12 +43,12 @@ SERVICES = re.findall(r"^  (\w+):$", _block(COMPOSE, "services:"), re.MULTILINE)
 def test_the_example_lists_what_the_code_reads() -> None:
     """Every variable that the code reads is in .env.example once, and no other."""
     listed = re.findall(r"^#? ?(DELTAWIRE_[A-Z0-9_]+)=", ENV_EXAMPLE, re.MULTILINE)
-    assert sorted(listed) == sorted(_variables_read())
+    assert sorted(listed) == sorted(names())
 
 
 def test_the_example_names_no_other_variable() -> None:
     """Its prose speaks of nothing that does not exist."""
-    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", ENV_EXAMPLE)) <= _variables_read()
+    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", ENV_EXAMPLE)) <= names()
 
 
 def test_the_example_sets_nothing() -> None:
@@ -74,7 +59,7 @@ def test_the_example_sets_nothing() -> None:
 @pytest.mark.parametrize("text", [COMPOSE, DOCKERFILE], ids=["docker-compose.yml", "Dockerfile"])
 def test_container_files_name_only_variables_that_the_code_reads(text: str) -> None:
     """A setting that was renamed or removed does not live on in a container file."""
-    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", text)) <= _variables_read()
+    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", text)) <= names()
 
 
 def test_the_services() -> None:

@@ -7,7 +7,7 @@ from deltawire.settings import ServiceSettings
 from deltawire.variables import PORT, Variable, integer, number, read_settings
 
 from .flusher import MAX_LOG_BYTES
-from .upstreams import Upstreams, read_upstreams
+from .upstreams import EXAMPLE, Upstreams, read_upstreams
 
 
 def _upstreams(environment: Environment, name: str, _: Any) -> Upstreams:
@@ -36,9 +36,10 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
             "In place of those two: several gateways, or one with other headers, a query, a limit of "
             "streams, or one that differs. TOML, here (in single quotes) or in a file, with a table for "
             "each; a job goes to the one that its option `upstream` names, else to the first that has its"
-            " model. docs/gateways.md has them.",
+            " model. All keys but base_url may be left out. docs/gateways.md says what each gateway needs.",
             is_secret=True,
             default="",
+            example=EXAMPLE,
         ),
     ]
     worker_port: Annotated[
@@ -48,7 +49,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Variable(
             "DELTAWIRE_CONCURRENCY",
-            "How many jobs one worker process takes at a time: 1 to 100000.",
+            "How many jobs one worker process takes at a time.",
             integer(1, 100_000),
         ),
     ] = 1000

@@ -1,20 +1,7 @@
 """The configured upstreams, and which of them a job goes to. Pure but for files that hold keys.
 
 One gateway needs two variables; several, or one with a switch, are TOML in DELTAWIRE_UPSTREAMS, or in the
-file that DELTAWIRE_UPSTREAMS_FILE names:
-
-    [upstreams.azure]
-    base_url = "https://example.openai.azure.com/openai/deployments/gpt"   # ends before /chat/completions
-    api_key_env = "AZURE_KEY"          # or api_key, or api_key_file
-    auth_header = "api-key"            # the key alone; by default "Authorization: Bearer KEY"
-    query = { api-version = "2024-10-21" }
-    headers = { X-Team = "chat" }
-    models = ["gpt-5.4"]               # what it has; left out: whatever it is asked for
-    aliases = { fast = "gpt-5.4" }     # names of ours for models of its
-    max_streams = 200                  # at a time, for each worker process
-    stream_options = false             # it refuses the field
-    omit = ["service_tier"]            # further fields of requests that it refuses
-    done_completes = true              # it says [DONE], but no finish_reason
+file that DELTAWIRE_UPSTREAMS_FILE names, as in EXAMPLE.
 """
 
 import re
@@ -28,6 +15,21 @@ import msgspec
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.errors import WireError
+
+EXAMPLE: Final = """\
+[upstreams.azure]
+base_url = "https://example.openai.azure.com/openai/deployments/gpt"   # ends before /chat/completions
+api_key_env = "AZURE_KEY"                # or api_key_file = "/run/secrets/azure", or api_key = "…"
+auth_header = "api-key"                  # takes the key alone; by default Authorization takes "Bearer …"
+headers = { X-Team = "chat" }
+query = { api-version = "2024-10-21" }
+models = ["gpt-5.4"]                     # by default it takes whatever no other upstream lists
+aliases = { fast = "gpt-5.4" }           # what requests may say instead
+max_streams = 200                        # at a time, in each worker process; further jobs wait in order
+stream_options = false                   # it refuses this field of requests (Mistral)
+omit = ["service_tier"]                  # and these
+done_completes = true                    # its streams end in [DONE] without any finish_reason
+"""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.1

@@ -19,6 +19,7 @@ from deltawire.errors import Error
 from deltawire.events import Cancelled, Completed, Event, Failed, Incomplete, TerminalEvent
 from deltawire.messages import Snapshot
 from deltawire.options import TENANT_RULE, is_tenant
+from deltawire.variables import Variable
 
 from .up import up as run_up
 
@@ -34,6 +35,12 @@ app.add_typer(keys_app, name="keys")
 _out: Final = Console(highlight=False, soft_wrap=True)
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
+API_KEY: Final = Variable(
+    "DELTAWIRE_API_KEY",
+    "The API key's text that `deltawire submit`, `tail`, `cancel` and the like send; by default none.",
+    default="",
+)
+
 Url = Annotated[
     str,
     typer.Option(
@@ -42,7 +49,7 @@ Url = Annotated[
         show_default="http://127.0.0.1:$DELTAWIRE_PORT",
     ),
 ]
-Key = Annotated[str, typer.Option(envvar="DELTAWIRE_API_KEY", help="An API key, if the relay wants one.")]
+Key = Annotated[str, typer.Option(envvar=API_KEY.name, help="An API key, if the relay wants one.")]
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the events as lines of JSON.")]
 

@@ -1,9 +1,18 @@
 """`python -m deltawire.gateway`: the scripted gateway in a process of its own."""
 
 import argparse
+from typing import Final
 
 from deltawire.environment import Environment
 from deltawire.gateway.server import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_RATE, run
+from deltawire.variables import Variable
+
+API_KEY: Final = Variable(
+    "DELTAWIRE_GATEWAY_API_KEY",
+    "The API key that it wants from its clients; by default none.",
+    is_secret=True,
+    default="",
+)
 
 
 def main() -> None:
@@ -17,7 +26,7 @@ def main() -> None:
         "--api-key", help="wanted from clients; better given as DELTAWIRE_GATEWAY_API_KEY, which `ps` hides"
     )
     options = parser.parse_args()
-    api_key = options.api_key or Environment().secret("DELTAWIRE_GATEWAY_API_KEY") or None
+    api_key = options.api_key or Environment().secret(API_KEY.name) or None
     try:
         run(host=options.host, port=options.port, rate=options.rate, api_key=api_key)
     except OSError as error:
