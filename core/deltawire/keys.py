@@ -69,6 +69,16 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:probe:{feed}"
 
     @property
+    def revocations(self) -> str:
+        """The channel on which relays hear that there is a revocation to read."""
+        return f"{self.prefix}:revocations"
+
+    @property
+    def revoked(self) -> str:
+        """The stream of revocations."""
+        return f"{self.prefix}:revoked:log"
+
+    @property
     def models(self) -> str:
         """The models that the upstreams serve."""
         return f"{self.prefix}:models"

@@ -38,6 +38,7 @@ ADD: Final = _load("add")
 WAIT: Final = _load("wait")
 ONCE: Final = _load("once")
 TAKE: Final = _load("take")
+REVOKE: Final = _load("revoke")
 
 
 class Executor(Protocol):

@@ -26,10 +26,11 @@ from deltawire.messages import (
     Unsubscribe,
     Unsubscribed,
 )
+from deltawire.tokens import UnknownKeyError
 
 from .auth import Principal, bearer_token
 from .frames import PING, message_frame
-from .inbound import decode_message, envelope, one_job, subscription
+from .inbound import decode_message, envelope, one_job, subscription, ticket_in
 from .jobs import check_job_id
 from .subscriber import Subscriber
 from .tail import Batch
@@ -77,7 +78,7 @@ class Connection(WebSocketProtocol):
         self._one_job: str | None = None
         self._query = ""
         self._subscriptions: dict[str, tuple[Subscriber, Callable[[], None]]] = {}
-        self._unanswered: deque[str | bytes | Subscribe] | None = None
+        self._unanswered: deque[_Asked] | None = None
         self._answering: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] | None = None
         self._is_over = False  # refused or lost: nothing is answered any more
@@ -109,6 +110,7 @@ class Connection(WebSocketProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._is_over, self._unanswered = True, None
+        self._door.admissions.leave(self)
         for job_id in tuple(self._subscriptions):
             self._drop(job_id)
         for task in (self._answering, *(self._tasks or ())):
@@ -135,16 +137,24 @@ class Connection(WebSocketProtocol):
         gate = self._door.gate
         host = _header(request, "Host")
         token = bearer_token(_header(request, "Authorization"))
+        ticket = ticket_in(self._query) if token is None and self._one_job is not None else None
+        credential = _Credential(token or ticket, is_ticket=ticket is not None)
         try:
             gate.check_host(host)
-            gate.check_origin(_header(request, "Origin"), host)
-            if token is None and gate.needs_credentials:
-                loop = asyncio.get_running_loop()
-                self.set_timer(loop.call_later(AUTHENTICATION_TIMEOUT_S, self._lock_out))
+            gate.check_origin(_header(request, "Origin"), host, has_header=token is not None)
+            if credential.text is None and gate.needs_credentials:
+                self._await_credential()
             else:
-                self._begin(gate.authenticate(token))
+                self._begin(gate.authenticate(credential.text, is_ticket=credential.is_ticket))
+        except UnknownKeyError:
+            self._await_credential()
+            self._ask(credential)  # which takes a while
         except WireError as error:
             self._end(error)
+
+    def _await_credential(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.set_timer(loop.call_later(AUTHENTICATION_TIMEOUT_S, self._lock_out))
 
     def _lock_out(self) -> None:
         self._end(WireError("missing_credentials", "no authenticate message came in time"))
@@ -153,9 +163,21 @@ class Connection(WebSocketProtocol):
         """Raises WireError."""
         self.set_timer(None)
         self._principal = principal
+        self._door.admissions.enter(self)
         if self._one_job is not None:
             self._ask(subscription(self._one_job, self._query))
             self._query = ""
+
+    # What the admissions know and call (Holder).
+
+    @property
+    def principal(self) -> Principal | None:
+        return self._principal
+
+    def put_out(self, error: WireError) -> None:
+        if error.kind.close_code is CloseCode.TOKEN_EXPIRED:  # may come back, with another one
+            self.write_message(Goodbye(code=CloseCode.TOKEN_EXPIRED, retry_after_s=0.0))
+        self._end(error)
 
     # What subscribers call (Sink).
 
@@ -184,7 +206,7 @@ class Connection(WebSocketProtocol):
     def received(self, message: str | bytes) -> None:
         self._ask(message)
 
-    def _ask(self, message: str | bytes | Subscribe) -> None:
+    def _ask(self, message: "_Asked") -> None:
         if not self._is_over:
             if self._unanswered is None:
                 self._unanswered = deque()
@@ -253,22 +275,41 @@ class Connection(WebSocketProtocol):
             self._tasks = self._tasks or None
         self._go_on()
 
-    async def _answer_one(self, asked: str | bytes | Subscribe) -> None:
+    async def _answer_one(self, asked: "_Asked") -> None:
         if isinstance(asked, Subscribe):
             await self._subscribe(asked)
+        elif isinstance(asked, _Credential):
+            principal = await self._door.gate.admit(asked.text, is_ticket=asked.is_ticket)
+            if not self._is_over:
+                self._begin(principal)
         elif self._principal is None:
             message = decode_message(asked)
             if not isinstance(message, Authenticate):
                 raise WireError("missing_credentials", "the first message must be authenticate")
-            self._begin(self._log_in(message))
+            await self._authenticate(message)
         else:
             await self._receive(asked)
 
-    def _log_in(self, message: Authenticate) -> Principal:
-        """Raises WireError."""
-        principal = self._door.gate.authenticate(message.token)
-        self.write_message(Authenticated(expires_at=None, request_id=message.request_id))
-        return principal
+    async def _authenticate(self, message: Authenticate) -> None:
+        """Lets it in, or goes on with another credential of the same subject. Raises WireError."""
+        principal, former = await self._door.gate.admit(message.token), self._principal
+        if former is not None and not principal.may_follow(former):
+            raise WireError("forbidden", "this socket is another subject's, or another tenant's")
+        if self._is_over:
+            return
+        expires_at = None if principal.is_key else principal.expires_at
+        self.write_message(Authenticated(expires_at=expires_at, request_id=message.request_id))
+        if former is None:
+            self._begin(principal)
+            return
+        self._door.admissions.leave(self)
+        self._principal = principal
+        self._door.admissions.enter(self)
+        for job_id, (subscriber, _) in tuple(self._subscriptions.items()):
+            try:
+                principal.may(job_id, "read")
+            except WireError as error:
+                subscriber.refuse(error)
 
     async def _receive(self, data: str | bytes) -> None:
         """One message. A refusal leaves the socket open, unless the peer does not speak the protocol."""
@@ -282,7 +323,7 @@ class Connection(WebSocketProtocol):
             elif isinstance(message, Cancel):
                 self._spawn(self._cancel(message), f"cancel-{message.job_id}")
             elif isinstance(message, Authenticate):
-                self._principal = self._log_in(message)
+                await self._authenticate(message)
             else:
                 assert_never(message)
         except (WireError, RedisUnavailableError) as error:
@@ -294,8 +335,8 @@ class Connection(WebSocketProtocol):
 
     async def _subscribe(self, message: Subscribe) -> None:
         assert self._principal is not None  # noqa: S101 - authenticated before
-        self._principal.require("read")
         job_id = check_job_id(message.job_id)
+        self._principal.may(job_id, "read")
         if message.starting_after < 0:
             raise WireError("invalid_request", "starting_after must be 0 or more", param="starting_after")
         if job_id in self._subscriptions:
@@ -367,6 +408,16 @@ class Connection(WebSocketProtocol):
         retry_after_s = round(random.uniform(0, window_s), 3)  # noqa: S311 - jitter
         self.write_message(Goodbye(code=CloseCode.DRAINING, retry_after_s=retry_after_s))
         self.close(CloseCode.DRAINING, "the relay is restarting")
+
+
+class _Credential(msgspec.Struct, frozen=True):
+    """What came with the handshake."""
+
+    text: str | None
+    is_ticket: bool
+
+
+_Asked = str | bytes | Subscribe | _Credential
 
 
 def _header(request: Request, name: str) -> str | None:

@@ -87,6 +87,11 @@ class EventStream(ByteStream):
     def ended(self, _: Subscriber) -> None:
         self.end()
 
+    def put_out(self, error: WireError) -> None:
+        """The credential is good no more."""
+        self.write_message(ErrorMessage(error=error.error))
+        self.end()
+
     def refused(self, subscriber: Subscriber, error: WireError) -> None:
         self.write_message(ErrorMessage(error=error.error, job_id=subscriber.hub.job_id))
         self.end()

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def http_app(routes: Sequence[BaseRoute], gate: Gate, allowed_origins: Sequence[str]) -> ASGIApp:
+def http_app(routes: Sequence[BaseRoute], gate: Gate) -> ASGIApp:
     """The ASGI application, errors, CORS, Host and Origin checks included."""
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         WireError: _on_wire_error,
@@ -36,7 +36,8 @@ def http_app(routes: Sequence[BaseRoute], gate: Gate, allowed_origins: Sequence[
     # Around Starlette, whose answer to what nobody expected is outside of its own middleware.
     cors = CORSMiddleware(
         Starlette(routes=routes, exception_handlers=handlers),
-        allow_origins=allowed_origins,
+        allow_origins=gate.origins.exact,
+        allow_origin_regex=gate.origins.pattern,
         allow_methods=["GET", "POST"],
         # Any that a listed origin's page may want to send: SDKs add some of their own in each release, and
         # what counts here, the key, no browser sends by itself.

@@ -28,6 +28,11 @@ def subscription(job_id: str, query: str) -> Subscribe:
         raise WireError("invalid_request", f"the query does not fit: {error}") from error
 
 
+def ticket_in(query: str) -> str | None:
+    """The ticket of a one-job path; None where there is none."""
+    return ", ".join(parse_qs(query).get("ticket", ())) or None  # two of them fit nothing
+
+
 class Envelope(msgspec.Struct):
     """What an answer repeats of a message that is wrong in other ways."""
 

@@ -66,10 +66,14 @@ class Jobs:
 
     @staticmethod
     def new_id(principal: Principal, idempotency_key: str | None) -> str:
-        """With an idempotency key a hash of tenant and key, so that a repeat finds the first job."""
+        """With an idempotency key a hash of tenant and key, so that a repeat finds the first job.
+
+        Those who come by tokens have keys of their own: one user's guess must not find another's job.
+        """
         if idempotency_key is None:
             return uuid.uuid4().hex
-        return hashlib.sha256(f"{_tenant(principal)}\0{idempotency_key}".encode()).hexdigest()
+        subject = "" if principal.is_key else f"{principal.subject}\0"  # which no header and no name can hold
+        return hashlib.sha256(f"{_tenant(principal)}\0{subject}{idempotency_key}".encode()).hexdigest()
 
     async def submit(
         self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
@@ -117,8 +121,8 @@ class Jobs:
 
         Raises WireError `unknown_job`, also for another tenant's job.
         """
-        principal.require("read")
-        head = await self._log.head(check_job_id(job_id))
+        principal.may(check_job_id(job_id), "read")
+        head = await self._log.head(job_id)
         record = head.record
         if record is None or principal.tenant not in (None, record.tenant):
             raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
@@ -174,7 +178,8 @@ class Jobs:
         """
         principal.require("cancel")
         record = await self._log.record(check_job_id(job_id))
-        if record is not None and principal.tenant not in (None, record.tenant):
+        is_foreign = record is not None and principal.tenant not in (None, record.tenant)
+        if is_foreign or not principal.covers(job_id):
             # To be told apart from a job that does not exist by nothing.
             return CancelResult(
                 request_id=request_id, job_id=job_id, status="unknown", cancelled_from=None, delivered=False

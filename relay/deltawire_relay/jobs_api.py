@@ -5,7 +5,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deltawire.errors import WireError
+from deltawire.options import parse_options
 
+from .admissions import Admissions, Stay
 from .auth import Gate, Principal, bearer_token
 from .event_stream import HEADERS as EVENT_STREAM_HEADERS
 from .event_stream import EventStream, EventStreamResponse, say_goodbye
@@ -17,14 +19,28 @@ from .inbound import subscription
 from .jobs import Jobs, check_job_id
 from .settings import Settings
 from .subscriber import Subscriber
+from .tokens_api import TTL_S, Mint
 
 
 class JobsApi:
     """The routes, and the event streams that are open."""
 
-    def __init__(self, settings: Settings, gate: Gate, hubs: Hubs, jobs: Jobs, health: Health) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        gate: Gate,
+        hubs: Hubs,
+        jobs: Jobs,
+        health: Health,
+        *,
+        admissions: Admissions,
+        mint: Mint | None,
+    ) -> None:
+        """`mint` None: jobs come without a token."""
         self._settings = settings
         self._gate = gate
+        self._admissions = admissions
+        self._mint = mint
         self._hubs = hubs
         self._jobs = jobs
         self._health = health
@@ -40,11 +56,19 @@ class JobsApi:
             Route("/v1/jobs/{job_id}/cancel", self.cancel_job, methods=["POST"]),
         ]
 
-    def _principal(self, request: Request) -> Principal:
-        return self._gate.authenticate(bearer_token(request.headers.get("authorization")))
+    async def _principal(self, request: Request) -> Principal:
+        return await self._gate.admit(bearer_token(request.headers.get("authorization")))
+
+    async def _reader(self, request: Request) -> Principal:
+        """Who reads events: an EventSource sends no header, so that its ticket stands in the URL."""
+        tickets = request.query_params.getlist("ticket")
+        if not tickets or "authorization" in request.headers:
+            return await self._principal(request)
+        self._gate.check_site(request.headers.get("origin"), request.headers.get("sec-fetch-site"))
+        return await self._gate.admit(", ".join(tickets), is_ticket=True)  # two of them fit nothing
 
     async def create_job(self, request: Request) -> Response:
-        principal = self._principal(request)
+        principal = await self._principal(request)
         body = await json_object(request)
         job_id, status = await self._jobs.create(body, principal, idempotency_key(request))
         base = f"{self._settings.public_url}/v1/jobs/{job_id}"
@@ -54,14 +78,20 @@ class JobsApi:
             "websocket": _websocket_url(f"{base}/ws"),
             "cancel": f"{base}/cancel",
         }
-        return json_answer(202, {"id": job_id, "object": "job", "status": status, "urls": urls})
+        token = None
+        if self._mint is not None:
+            options = parse_options(body.get("options"), from_http=True)
+            ttl_s = max(TTL_S, options.queue_timeout_s + options.timeout_s)
+            token = self._mint.for_submitter(principal, job_id, ttl_s)
+        answer = {"id": job_id, "object": "job", "status": status, "token": token, "urls": urls}
+        return json_answer(202, answer, {"Cache-Control": "no-store"})
 
     async def show_job(self, request: Request) -> Response:
-        principal = self._principal(request)
+        principal = await self._principal(request)
         return json_answer(200, await self._jobs.describe(request.path_params["job_id"], principal))
 
     async def cancel_job(self, request: Request) -> Response:
-        principal = self._principal(request)
+        principal = await self._principal(request)
         body = await json_object(request, may_be_empty=True)
         reason = body.get("reason", "client")
         if not isinstance(reason, str) or len(reason) > MAX_KEY_CHARACTERS:
@@ -77,30 +107,39 @@ class JobsApi:
         return json_answer(200, answer)
 
     async def show_events(self, request: Request) -> Response:
-        principal = self._principal(request)
-        principal.require("read")
+        principal = await self._reader(request)
         job_id = check_job_id(request.path_params["job_id"])
+        principal.may(job_id, "read")
         position = _position(request)
         asked = subscription(job_id, request.url.query)
         if request.method == "HEAD":
             return Response(headers=EVENT_STREAM_HEADERS)
-        hub, release = await self._hubs.acquire(job_id)
         stream = EventStream()
+        stay = Stay(principal, stream.put_out)
+        self._admissions.enter(stay)
+        try:
+            hub, release = await self._hubs.acquire(job_id)
+        except BaseException:
+            self._admissions.leave(stay)
+            raise
         subscriber = Subscriber(hub, stream, tenant=principal.tenant, position=position, merge=asked.merge)
         try:
             if position and subscriber.has_ended and position <= hub.tail.top:
+                self._admissions.leave(stay)
                 release()
                 return Response(status_code=204)  # which is what stops an EventSource
             hub.subscribers.add(subscriber)
             self._event_streams.add(stream)
 
             def close() -> None:
+                self._admissions.leave(stay)
                 self._event_streams.discard(stream)
                 release()
 
             response = EventStreamResponse(stream, subscriber, release=close)
             await subscriber.open(mode=asked.mode)
         except BaseException:
+            self._admissions.leave(stay)
             self._event_streams.discard(stream)
             subscriber.close()
             release()

@@ -15,6 +15,7 @@ from deltawire.keys import Keys
 from deltawire.models import Model, read_models
 from deltawire.scripts import Executor
 
+from .admissions import Admissions, Stay
 from .auth import Gate, bearer_token
 from .chat_request import read_chat_request
 from .chat_stream import ChatAnswer, ChatStream
@@ -36,13 +37,21 @@ class OpenAIApi:
     """The routes, and the answers that are on their way."""
 
     def __init__(
-        self, gate: Gate, hubs: Hubs, jobs: Jobs, models: "Models", *, abandon_grace_s: float | None
+        self,
+        gate: Gate,
+        hubs: Hubs,
+        jobs: Jobs,
+        models: "Models",
+        admissions: Admissions,
+        *,
+        abandon_grace_s: float | None,
     ) -> None:
         """`abandon_grace_s`: how long a job outlives its last reader; None: it is not cancelled."""
         self._gate = gate
         self._hubs = hubs
         self._jobs = jobs
         self._models = models
+        self._admissions = admissions
         self._defaults = dict(RETRIES)
         if abandon_grace_s is not None:
             self._defaults |= {"on_abandon": "cancel", "abandon_grace_s": abandon_grace_s}
@@ -57,7 +66,7 @@ class OpenAIApi:
         ]
 
     async def create_completion(self, request: Request) -> Response:
-        principal = self._gate.authenticate(bearer_token(request.headers.get("authorization")))
+        principal = await self._gate.admit(bearer_token(request.headers.get("authorization")))
         principal.require("submit")
         principal.require("read")
         asked = read_chat_request(await json_object(request), self._defaults)
@@ -68,7 +77,12 @@ class OpenAIApi:
         hub, opened, release = self._hubs.begin(job_id)
         subscriber = Subscriber(hub, sink, tenant=principal.tenant)
 
+        # An answer that is under way may outlive its token.
+        stay = Stay(principal, lambda error: sink.fail(Failure.of(error)))
+        self._admissions.enter(stay, may_outlive=True)
+
         def close() -> None:
+            self._admissions.leave(stay)
             subscriber.close()
             release()
             self._open.pop(sink).set_result(None)
@@ -104,8 +118,10 @@ class OpenAIApi:
         raise WireError("model_not_found", f"the model {name!r} does not exist", param="model")
 
     async def _models_for(self, request: Request) -> list[Model]:
-        principal = self._gate.authenticate(bearer_token(request.headers.get("authorization")))
+        principal = await self._gate.admit(bearer_token(request.headers.get("authorization")))
         principal.require("read")
+        if not principal.is_key:
+            principal.require("submit")  # who may only look at a job needs no models
         return await self._models.read()
 
     async def drain(self, window_s: float) -> None:

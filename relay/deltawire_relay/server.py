@@ -18,7 +18,9 @@ from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
 from deltawire.redis_client import RedisClient
 from deltawire.sweeper import Sweeper
+from deltawire.tokens import secret_key
 
+from .admissions import Admissions
 from .auth import Gate
 from .commands import Commands
 from .feed import Feed
@@ -29,8 +31,12 @@ from .hubs import Hubs
 from .jobs import CeleryQueue, Jobs, RedisQueue
 from .jobs_api import JobsApi
 from .openai_api import Models, OpenAIApi
+from .revocations import Revocations
+from .revoked import Revoked
 from .settings import Settings
 from .standby import Standby
+from .tokens_api import Mint, TokensApi
+from .verifier import Jwks, TokenVerifier
 from .websocket import WebSocketDoor
 
 DRAIN_WINDOW_S: Final = 5.0
@@ -85,6 +91,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _verifier(settings: Settings, jwks: Jwks | None) -> TokenVerifier:
+    keys = [*map(secret_key, settings.jwt_secrets), *settings.jwt_public_keys]
+    return TokenVerifier(keys, audience=settings.jwt_audience, issuer=settings.jwt_issuer or None, jwks=jwks)
+
+
+def _mint(settings: Settings) -> Mint:
+    secret = settings.jwt_secrets[0]
+    return Mint(secret, audience=settings.jwt_audience, issuer=settings.jwt_issuer or None)
+
+
 async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Serves until SIGTERM or SIGINT. Raises RedisUnavailableError if Redis is not there at the start."""
     async with AsyncExitStack() as stack:
@@ -103,18 +119,35 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
         hubs = Hubs(log, feed, sweeper.report)
         standby = Standby(hubs, log, feed)
-        gate = Gate(settings.api_keys, settings.allowed_origins)
+        revoked = Revoked()
+        admissions = Admissions(revoked)
+        jwks = Jwks(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
+        verifier = _verifier(settings, jwks) if settings.takes_tokens else None
+        revocations = None
+        if verifier is not None:
+            revocations = Revocations(log.scripts, feed, keys, revoked, admissions.put_out_revoked)
+            await revocations.read()
+        gate = Gate(settings.api_keys, settings.allowed_origins, verifier=verifier, revoked=revoked)
+        mint = _mint(settings) if settings.jwt_secrets else None
         is_one_redis = settings.broker_url == settings.redis_url  # a cluster is no broker
         queue = RedisQueue(sender, log.scripts) if is_one_redis else CeleryQueue(sender)
         jobs = Jobs(log, hubs, queue)
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
-        api = JobsApi(settings, gate, hubs, jobs, health)
+        api = JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint)
+        tokens = TokensApi(gate, log, mint, verifier, revocations)
         models = Models(log.scripts, keys)
-        openai = OpenAIApi(gate, hubs, jobs, models, abandon_grace_s=settings.chat_abandon_grace_s)
-        websockets = WebSocketDoor(gate, hubs, jobs)
-        await stack.enter_async_context(in_background(sweeper.keep(), standby.keep(), websockets.keep()))
+        openai = OpenAIApi(
+            gate, hubs, jobs, models, admissions, abandon_grace_s=settings.chat_abandon_grace_s
+        )
+        websockets = WebSocketDoor(gate, hubs, jobs, admissions)
+        keepers = [each.keep() for each in (jwks, revocations) if each is not None]
+        if verifier is not None:
+            keepers.append(admissions.keep())
+        await stack.enter_async_context(
+            in_background(sweeper.keep(), standby.keep(), websockets.keep(), *keepers)
+        )
         config = uvicorn.Config(
-            http_app([*api.routes(), *openai.routes()], gate, settings.allowed_origins),
+            http_app([*api.routes(), *tokens.routes(), *openai.routes()], gate),
             host=settings.host,
             port=settings.port,
             ws=websockets,  # type: ignore[arg-type] # any factory of an asyncio protocol will do

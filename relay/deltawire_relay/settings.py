@@ -1,13 +1,17 @@
 """The relay's settings, read once from the environment (docs/configuration.md lists them all)."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.options import MAX_DURATION_S
 from deltawire.settings import ServiceSettings
+from deltawire.tokens import AUDIENCE, Key, PyJWTMissingError, public_keys, secret_key
 from deltawire.variables import PORT, Variable, read_settings
 
 from .auth import is_loopback
+from .origins import check_origin
 
 
 def _public_url(environment: Environment, name: str, default: str) -> str:
@@ -15,14 +19,38 @@ def _public_url(environment: Environment, name: str, default: str) -> str:
 
 
 def _origins(environment: Environment, name: str, _: Any) -> tuple[str, ...]:
-    origins = environment.words(name)
-    for origin in origins:
-        scheme, separator, host = origin.partition("://")
-        if not (scheme and separator and host) or "/" in host:
-            raise ConfigurationError(
-                f"{name}: {origin!r} is no origin; that is scheme, host and port, without a slash at the end"
-            )
-    return origins
+    try:
+        return tuple(check_origin(origin) for origin in environment.words(name))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
+
+
+def _jwt_secrets(environment: Environment, name: str, _: Any) -> tuple[str, ...]:
+    secrets = tuple(environment.secret(name).split())
+    _keys_in(environment, name, lambda: tuple(map(secret_key, secrets)))
+    return secrets
+
+
+def _jwt_public_keys(environment: Environment, name: str, _: Any) -> tuple[Key, ...]:
+    text = environment.secret(name)
+    return _keys_in(environment, name, lambda: public_keys(text)) if text else ()
+
+
+def _keys_in(environment: Environment, name: str, read: Callable[[], tuple[Key, ...]]) -> tuple[Key, ...]:
+    try:
+        return read()
+    except (ConfigurationError, PyJWTMissingError) as error:
+        raise ConfigurationError(f"{environment.source(name)}: {error}") from error
+
+
+def _jwks_url(environment: Environment, name: str, _: Any) -> str:
+    url = environment.text(name)
+    if not url:
+        return ""
+    parts = urlsplit(environment.url(name, schemes=("https", "http")))
+    if not parts.hostname or (parts.scheme == "http" and not is_loopback(parts.hostname)):
+        raise ConfigurationError(f"{name} must be https, or http on loopback: who changes the keys is let in")
+    return url
 
 
 def _grace_s(environment: Environment, name: str, default: float) -> float | None:
@@ -57,11 +85,46 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         tuple[str, ...],
         Variable(
             "DELTAWIRE_ALLOWED_ORIGINS",
-            "Web origins whose pages may use the relay, exact (no slash at the end) and separated by commas: "
-            "`https://app.example.com`",
+            "Web origins whose pages may use the relay, separated by commas: exact ones "
+            "(`https://app.example.com`, no slash at the end), or `https://*.example.com` for all below a "
+            "name.",
             _origins,
         ),
     ] = ()
+    jwt_secrets: Annotated[
+        tuple[str, ...],
+        Variable(
+            "DELTAWIRE_JWT_SECRET",
+            "The secret of tokens for clients (HS256), at least 32 bytes: `openssl rand -base64 32`. With it "
+            "the relay makes tokens, too. Several, separated by blanks or lines, for rotation: the first one "
+            "signs, all verify. See docs/authentication.md.",
+            _jwt_secrets,
+            is_secret=True,
+        ),
+    ] = ()
+    jwt_public_keys: Annotated[
+        tuple[Key, ...],
+        Variable(
+            "DELTAWIRE_JWT_PUBLIC_KEY",
+            "The public keys of tokens that others sign: PEM blocks, RSA (RS256) or Ed25519 (EdDSA).",
+            _jwt_public_keys,
+            is_secret=True,
+        ),
+    ] = ()
+    jwt_jwks_url: Annotated[
+        str,
+        Variable(
+            "DELTAWIRE_JWT_JWKS_URL",
+            "Where an issuer of tokens publishes its keys (a JSON Web Key Set), `https://…`.",
+            _jwks_url,
+        ),
+    ] = ""
+    jwt_audience: Annotated[
+        str, Variable("DELTAWIRE_JWT_AUDIENCE", "What the `aud` of a token must be, or have among others.")
+    ] = AUDIENCE
+    jwt_issuer: Annotated[
+        str, Variable("DELTAWIRE_JWT_ISSUER", "What the `iss` of a token must be; by default anything.")
+    ] = ""
     chat_abandon_grace_s: Annotated[
         float | None,  # None: never
         Variable(
@@ -79,13 +142,19 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
             f"Settings(host={self.host!r}, port={self.port}, api_keys={[key.name for key in self.api_keys]})"
         )
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether there is any key for them, or a place to get some."""
+        return bool(self.jwt_secrets or self.jwt_public_keys or self.jwt_jwks_url)
+
     @classmethod
     def from_environment(cls, environment: Environment) -> "Settings":
         """Raises ConfigurationError that says what to set."""
         settings = read_settings(cls, environment)
-        if not settings.api_keys and not is_loopback(settings.host):
+        if not (settings.api_keys or settings.takes_tokens or is_loopback(settings.host)):
             raise ConfigurationError(
                 f"without an API key the relay serves loopback only, and DELTAWIRE_HOST is {settings.host}: "
-                "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS, or set DELTAWIRE_HOST=127.0.0.1"
+                "make one (`deltawire keys new`) and set DELTAWIRE_API_KEYS (or DELTAWIRE_JWT_SECRET and its "
+                "like, for clients with tokens alone), or set DELTAWIRE_HOST=127.0.0.1"
             )
         return settings

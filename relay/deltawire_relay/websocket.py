@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import chain, cycle
 from typing import Any, Final
 
+from .admissions import Admissions
 from .auth import Gate
 from .conversation import Connection
 from .hubs import Hubs
@@ -22,10 +23,11 @@ _log = logging.getLogger(__name__)
 class WebSocketDoor:
     """Makes a protocol for each upgraded connection, as `uvicorn.Config(ws=…)` wants, and owns them all."""
 
-    def __init__(self, gate: Gate, hubs: Hubs, jobs: Jobs) -> None:
+    def __init__(self, gate: Gate, hubs: Hubs, jobs: Jobs, admissions: Admissions) -> None:
         self.gate = gate
         self.hubs = hubs
         self.jobs = jobs
+        self.admissions = admissions
         self.spare = Spare()
         self.is_serving = True
         self._turns: list[set[Connection]] = [set() for _ in range(TURNS)]

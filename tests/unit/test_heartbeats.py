@@ -8,14 +8,18 @@ from websockets.frames import Opcode
 
 from deltawire.background import in_background
 from deltawire.errors import RedisUnavailableError
+from deltawire_relay.admissions import Admissions
 from deltawire_relay.auth import Gate
 from deltawire_relay.conversation import MAX_UNANSWERED
 from deltawire_relay.hubs import Hubs
 from deltawire_relay.jobs import Jobs
+from deltawire_relay.revoked import Revoked
 from deltawire_relay.websocket import HEARTBEAT_S, WebSocketDoor
 from tests.support.virtual_time import virtual_time
 from tests.unit.test_http_protocol import FakeTransport
 from tests.unit.test_websocket_protocol import HANDSHAKE, masked
+
+ADMISSIONS = Admissions(Revoked())
 
 PONG = b"\x8a\x80\0\0\0\0"
 
@@ -32,7 +36,7 @@ def connect(door: WebSocketDoor) -> FakeTransport:
 @virtual_time
 async def test_each_connection_hears_a_heartbeat_in_time() -> None:
     """The first after HEARTBEAT_S, whenever it connected; one that is silent has had two pings at its end."""
-    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None))
+    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None), ADMISSIONS)
     async with in_background(door.keep()):
         for wait_s in (0.0, 1.0, 0.1, 7.3):
             await asyncio.sleep(wait_s)
@@ -65,7 +69,9 @@ class SlowHubs:
 @virtual_time
 async def test_who_is_not_listened_to_need_not_answer() -> None:
     """A client that has asked much is not read while it waits for us; its pongs are behind that."""
-    door = WebSocketDoor(Gate([], []), cast(Hubs, SlowHubs(HEARTBEAT_S)), cast(Jobs, None))
+    door = WebSocketDoor(
+        Gate([], []), cast(Hubs, SlowHubs(HEARTBEAT_S)), cast(Jobs, None), Admissions(Revoked())
+    )
     async with in_background(door.keep()):
         transport = connect(door)
         asked = MAX_UNANSWERED + 5
@@ -87,7 +93,7 @@ async def test_who_is_not_listened_to_need_not_answer() -> None:
 @virtual_time
 async def test_one_heartbeat_that_fails_does_not_stop_the_others() -> None:
     """One task beats for all of them."""
-    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None))
+    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None), ADMISSIONS)
     async with in_background(door.keep()):
         broken, whole = connect(door), connect(door)
 
@@ -103,7 +109,7 @@ async def test_one_heartbeat_that_fails_does_not_stop_the_others() -> None:
 @virtual_time
 async def test_all_leave_when_the_relay_does() -> None:
     """A goodbye and 4001 each; who does not close is dropped when the window is over."""
-    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None))
+    door = WebSocketDoor(Gate([], []), cast(Hubs, None), cast(Jobs, None), ADMISSIONS)
     transports = [connect(door) for _ in range(100)]
     begin = asyncio.get_running_loop().time()
     await door.drain(2.0)

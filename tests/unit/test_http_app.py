@@ -21,7 +21,7 @@ async def broken(_: Request) -> Response:
 )
 async def test_a_page_may_read_any_error(path: str, status: int, code: str) -> None:
     """Of an origin that is allowed: a browser would tell it of a network failure otherwise."""
-    app = http_app([Route("/broken", broken)], Gate([], [ORIGIN]), [ORIGIN])
+    app = http_app([Route("/broken", broken)], Gate([], [ORIGIN]))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get(path, headers={"Origin": ORIGIN})

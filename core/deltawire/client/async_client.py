@@ -38,6 +38,8 @@ class Job(msgspec.Struct, frozen=True):
     id: str
     status: str
     urls: dict[str, str]
+    token: str | None = None
+    """For a client that is to watch it, or cancel it: see PROTOCOL.md §5.2."""
 
 
 class JobUnavailableError(DeltawireError):
