@@ -36,5 +36,5 @@ def check_origin(origin: str) -> str:
         )
     host = origin.partition("://")[2].partition(":")[0]
     if "*" in host and host.count(".") < 2 and host != "*.localhost":
-        raise ConfigurationError(f"{origin!r} would let the pages of very many sites in")
+        raise ConfigurationError(f"the origin {origin!r} would let the pages of very many sites in")
     return origin

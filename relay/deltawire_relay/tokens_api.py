@@ -51,7 +51,7 @@ class Mint:
         """Of the principal's tenant. Raises WireError."""
         try:
             claims = new_claims(
-                subject=subject or principal.subject,
+                subject=principal.subject if subject is None else subject,
                 jobs=[job_id],
                 capabilities=capabilities,
                 tenant=principal.tenant or "default",
@@ -168,7 +168,7 @@ class TokensApi:
 
 
 class _TokenRequest(msgspec.Struct, forbid_unknown_fields=True):
-    cap: list[Capability] = ["read"]
+    cap: list[Capability] = msgspec.field(default_factory=lambda: ["read"])
     ttl_s: int = TTL_S
     sub: str | None = None
 

@@ -1,16 +1,26 @@
 """The gate decides by headers alone who gets in: Host, Origin, API keys (PROTOCOL §5)."""
 
+from typing import Any
+
 import pytest
 
 from deltawire.api_keys import SCOPES, new_api_key, parse_api_keys
+from deltawire.environment import ConfigurationError
 from deltawire.errors import WireError
-from deltawire_relay.auth import LOCAL, Gate, Principal, bearer_token, is_loopback
+from deltawire.tokens import new_claims, secret_key, sign
+from deltawire_relay.auth import LOCAL, RESULTS, Gate, Principal, bearer_token, is_loopback
+from deltawire_relay.origins import check_origin
+from deltawire_relay.revoked import Revocation, Revoked
+from deltawire_relay.verifier import TokenVerifier
 
 KEY, ENTRY = new_api_key("backend", "acme", ["read", "submit"])
 OTHER_KEY, OTHER_ENTRY = new_api_key("other", "umbrella", ["read"])
 
 OPEN = Gate((), ())
-KEYED = Gate(parse_api_keys(f"{ENTRY},{OTHER_ENTRY}"), ("https://app.example",))
+ORIGINS = ("https://app.example", "https://*.example.com", "http://*.localhost:3000")
+KEYED = Gate(parse_api_keys(f"{ENTRY},{OTHER_ENTRY}"), ORIGINS)
+SECRET = "0123456789abcdef0123456789abcdef"
+NOW = 1_800_000_000.0
 
 
 @pytest.mark.parametrize(
@@ -88,6 +98,9 @@ def test_an_ipv4_mapped_loopback_address_opens_nothing_else() -> None:
         ("https://app.example", "relay.example"),
         ("http://localhost:8080", "localhost:8080"),
         ("https://relay.example", "relay.example"),
+        ("https://a.example.com", "relay.example"),
+        ("https://b.a-1.example.com", "relay.example"),
+        ("http://a.localhost:3000", "relay.example"),
     ],
 )
 def test_no_origin_our_own_and_listed_ones_are_served(origin: str | None, host: str) -> None:
@@ -108,6 +121,24 @@ def test_no_origin_our_own_and_listed_ones_are_served(origin: str | None, host: 
         "https://app.example/",
         "http://relay.example:1",
         "//relay.example",
+        "https://evil-example.com",
+        "https://example.com",
+        "https://.example.com",
+        "https://a..example.com",
+        "https://example.com.evil.com",
+        "https://a.example.com.evil.com",
+        "https://a.exampleXcom",
+        "https://a.example.com:8443",
+        "http://a.example.com",
+        "https://a.example.com/",
+        "https://a.example.com\n",
+        "https://evil.com/.example.com",
+        "https://evil.com#.example.com",
+        "https://evil.com?.example.com",
+        "https://user@a.example.com",
+        "https://A.example.com",
+        "https://*.example.com",
+        "http://a.localhost:3001",
     ],
 )
 def test_every_other_origin_is_refused(origin: str) -> None:
@@ -181,3 +212,188 @@ def test_a_scope_that_a_key_lacks_is_forbidden() -> None:
 def test_the_bearer_token_of_a_header(header: str | None, token: str | None) -> None:
     """The scheme's case does not matter; another scheme holds no token (RFC 6750 §2.1)."""
     assert bearer_token(header) == token
+
+
+# Origins.
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example", "https://*.example.com", "http://*.localhost:3000", "http://[::1]:80", "app://-"],
+)
+def test_what_may_be_listed(origin: str) -> None:
+    """Exact origins, and patterns whose first label is a star."""
+    assert check_origin(origin) == origin
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *(
+            "*",
+            "https://*",
+            "https://*.com",
+            "https://*:443",
+            "https://a.*.example.com",
+            "https://*a.example.com",
+        ),
+        *("https://*.*.example.com", "*://a.example.com", "https://app.example/", "app.example", "https://"),
+        *("null", "https://a.example.com:port", "https://user@a.example.com", "https://a.example.com?x"),
+    ],
+)
+def test_what_may_not_be_listed(origin: str) -> None:
+    """A star elsewhere, or over a whole top-level domain, would let strangers in."""
+    with pytest.raises(ConfigurationError, match="origin"):
+        check_origin(origin)
+
+
+def test_a_missing_origin_only_with_a_header_token() -> None:
+    """Whoever sends neither may be a browser that hides where it is; without keys nothing is hidden."""
+    KEYED.check_origin(None, "relay.example", has_header=True)
+    OPEN.check_origin(None, "localhost", has_header=False)
+    KEYED.check_origin("https://app.example", "relay.example", has_header=False)
+    with pytest.raises(WireError) as caught:
+        KEYED.check_origin(None, "relay.example", has_header=False)
+    assert caught.value.code == "origin_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "is_served"),
+    [
+        (None, None, True),
+        (None, "same-origin", True),
+        (None, "none", True),
+        ("https://app.example", "cross-site", True),
+        (None, "cross-site", False),
+        (None, "same-site", False),
+        (None, "SAME-ORIGIN", False),
+    ],
+)
+def test_a_ticket_in_an_image_of_another_site(origin: str | None, site: str | None, is_served: bool) -> None:
+    """An EventSource of our own page sends no Origin, a foreign page's image neither: browsers tell which."""
+    if is_served:
+        KEYED.check_site(origin, site)
+    else:
+        with pytest.raises(WireError):
+            KEYED.check_site(origin, site)
+
+
+# Tokens.
+
+
+def token(**changes: Any) -> str:
+    arguments: dict[str, Any] = {
+        "subject": "user-1",
+        "jobs": ["j1"],
+        "tenant": "acme",
+        "ttl_s": 600,
+        "now": NOW,
+    }
+    return sign(new_claims(**{**arguments, **changes}), SECRET)
+
+
+def gate(*, now: float = NOW, revoked: Revoked | None = None, keys: str = ENTRY) -> Gate:
+    verifier = TokenVerifier([secret_key(SECRET)], audience="deltawire", issuer=None)
+    return Gate(
+        parse_api_keys(keys),
+        (),
+        verifier=verifier,
+        revoked=() if revoked is None else revoked,
+        now=lambda: now,
+    )
+
+
+def code_of(made: Gate, text: str, **options: Any) -> str:
+    with pytest.raises(WireError) as caught:
+        made.authenticate(text, **options)
+    assert caught.value.status == 401
+    return caught.value.code
+
+
+def test_a_token_says_tenant_jobs_and_capabilities() -> None:
+    """No scope of a key comes with it."""
+    principal = gate().authenticate(token(jobs=["j1", "chat-*"], capabilities=["read", "cancel"]))
+    assert (principal.tenant, principal.subject, principal.is_key) == ("acme", "user-1", False)
+    assert principal.scopes == {"read", "cancel"}
+    assert principal.expires_at == NOW + 600
+    principal.may("chat-7", "cancel")
+    with pytest.raises(WireError) as caught:
+        principal.may("j2", "read")
+    assert (caught.value.code, caught.value.status) == ("unknown_job", 404)
+    with pytest.raises(WireError) as caught:
+        principal.may("j1", "submit")
+    assert caught.value.code == "forbidden"
+
+
+def test_keys_and_tokens_stand_side_by_side() -> None:
+    """A key is found first; without keys tokens alone open the relay, and nothing else does."""
+    assert gate().authenticate(KEY).is_key
+    alone = gate(keys="")
+    assert alone.needs_credentials
+    assert not alone.authenticate(token()).is_key
+    assert code_of(alone, "") == "missing_credentials"
+    assert code_of(alone, KEY) == "invalid_credentials"
+    assert code_of(Gate(parse_api_keys(ENTRY), ()), token()) == "invalid_credentials"
+    alone.check_host("relay.example")
+
+
+def test_token_replay_after_its_end() -> None:
+    """What was verified once is remembered, but not beyond its end; and a revocation beats the memory."""
+    clock, revoked = [NOW], Revoked()
+    verifier = TokenVerifier([secret_key(SECRET)], audience="deltawire", issuer=None)
+    made = Gate((), (), verifier=verifier, revoked=revoked, now=lambda: clock[0])
+    text, other = token(), token(subject="user-2")
+    for _ in range(3):
+        made.authenticate(text)
+    claims = verifier.verify(text, NOW).claims
+    revoked.add([Revocation("acme", "id", claims.jti or "", NOW, claims.exp)])
+    assert code_of(made, text) == "token_revoked"
+    made.authenticate(other)
+    clock[0] = NOW + 610
+    assert code_of(made, other) == "token_expired"
+    assert code_of(made, text) == "token_expired"
+
+
+def test_revoked_subjects_come_back_with_new_tokens() -> None:
+    """All that a subject got until then is revoked, in its own tenant, and nothing that it gets later."""
+    revoked = Revoked()
+    made = gate(revoked=revoked)
+    revoked.add([Revocation("acme", "sub", "user-1", NOW - 60, NOW + 86_400)])
+    made.authenticate(token())
+    assert code_of(made, token(now=NOW - 61)) == "token_revoked"
+    made.authenticate(token(now=NOW - 61, tenant="umbrella"))
+    made.authenticate(token(now=NOW - 61, subject="user-2"))
+    revoked.add([Revocation("acme", "sub", "user-1", NOW - 90, NOW + 86_400)])  # comes late, says less
+    assert code_of(made, token(now=NOW - 61)) == "token_revoked"
+    revoked.forget(NOW + 86_500)
+    assert len(revoked) == 0
+
+
+def test_a_ticket_is_a_token_that_may_stand_in_a_url() -> None:
+    """Nothing else may: no key, no token that is good for more."""
+    made = gate()
+    assert made.authenticate(token(), is_ticket=True).jobs == ("j1",)
+    for text in (KEY, token(jobs=["*"]), token(capabilities=["read", "cancel"]), token(ttl_s=901)):
+        assert code_of(made, text, is_ticket=True) == "invalid_credentials"
+
+
+def test_authentications_are_counted_by_result() -> None:
+    """All results are there from the beginning, and no peer makes up another."""
+    made = gate()
+    made.authenticate(KEY)
+    made.authenticate(token())
+    code_of(made, "a.b.c")
+    (family,) = made.collect()
+    counted = {each.labels["result"]: each.value for each in family.samples if each.name.endswith("_total")}
+    assert list(counted) == list(RESULTS)
+    assert {result for result, count in counted.items() if count} == {"key", "token", "invalid_credentials"}
+
+
+def test_the_memory_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes, and is verified again when it comes back."""
+    monkeypatch.setattr("deltawire_relay.verifier.MAX_VERIFIED", 3)
+    made = gate()
+    texts = [token(subject=f"user-{number}") for number in range(9)]
+    for text in texts * 2:
+        made.authenticate(text)
+    assert len(made._verifier._verified) == 3  # type: ignore[union-attr] # of a TokenVerifier
