@@ -24,7 +24,10 @@ RESULTS: Final = (
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking. `tenant` None sees all tenants: the local user of a relay without keys."""
+    """Who is asking. `tenant` None sees all tenants: the local user of a relay without keys.
+
+    `subject` is whom a token is about; None: an API key, or the local user.
+    """
 
     name: str
     tenant: str | None
@@ -45,6 +48,11 @@ class Principal(msgspec.Struct, frozen=True):
         """Raises WireError `forbidden`."""
         if scope not in self.scopes:
             raise WireError("forbidden", f"this credential has no {scope!r} scope")
+
+    @property
+    def counted_as(self) -> tuple[str | None, str] | None:
+        """Whose connections they are (DELTAWIRE_MAX_CONNECTIONS_PER_SUBJECT); None: nobody's."""
+        return None if self.is_key else (self.tenant, self.name)
 
     def covers(self, job_id: str) -> bool:
         """Whether the job is one of those that the credential is for, if it is the tenant's."""

@@ -32,6 +32,7 @@ from .auth import Principal, bearer_token
 from .frames import PING, message_frame
 from .inbound import decode_message, envelope, one_job, subscription, ticket_in
 from .jobs import check_job_id
+from .limits import Address, Place
 from .subscriber import Subscriber
 from .tail import Batch
 from .websocket_protocol import Refusal, WebSocketProtocol
@@ -58,11 +59,14 @@ class Connection(WebSocketProtocol):
     __slots__ = (
         "_answering",
         "_door",
+        "_full_at",
         "_is_deaf",
         "_is_listening",
         "_is_over",
         "_one_job",
+        "_peer",
         "_pings",
+        "_place",
         "_principal",
         "_query",
         "_subscriptions",
@@ -71,9 +75,12 @@ class Connection(WebSocketProtocol):
         "_unanswered",
     )
 
-    def __init__(self, door: "WebSocketDoor") -> None:
+    def __init__(self, door: "WebSocketDoor", peer: Address) -> None:
         super().__init__(door.spare)
         self._door = door
+        self._peer = peer
+        self._place: Place | None = None
+        self._full_at = 0.0  # see Rate
         self._principal: Principal | None = None
         self._one_job: str | None = None
         self._query = ""
@@ -116,6 +123,9 @@ class Connection(WebSocketProtocol):
         for task in (self._answering, *(self._tasks or ())):
             if task is not None:
                 task.cancel()
+        if self._place is not None:
+            self._place.release()
+        self._door.limits.depart(self._peer)
         self._turn.discard(self)
         self._door.left()
 
@@ -134,12 +144,14 @@ class Connection(WebSocketProtocol):
     def opened(self, request: Request) -> None:
         """Asks who it is, if no header says so. A refusal is about the whole connection and closes it."""
         self._one_job, self._query = one_job(request.path), urlsplit(request.path).query
-        gate = self._door.gate
+        gate, limits = self._door.gate, self._door.limits
         host = _header(request, "Host")
         token = bearer_token(_header(request, "Authorization"))
         ticket = ticket_in(self._query) if token is None and self._one_job is not None else None
         credential = _Credential(token or ticket, is_ticket=ticket is not None)
         try:
+            forwarded_for = request.headers.get_all("X-Forwarded-For")
+            self._place = limits.enter("websocket", self._peer, forwarded_for)
             gate.check_host(host)
             gate.check_origin(_header(request, "Origin"), host, has_header=token is not None)
             if credential.text is None and gate.needs_credentials:
@@ -161,8 +173,8 @@ class Connection(WebSocketProtocol):
 
     def _begin(self, principal: Principal) -> None:
         """Raises WireError."""
+        self._identify(principal)
         self.set_timer(None)
-        self._principal = principal
         self._door.admissions.enter(self)
         if self._one_job is not None:
             self._ask(subscription(self._one_job, self._query))
@@ -178,6 +190,12 @@ class Connection(WebSocketProtocol):
         if error.kind.close_code is CloseCode.TOKEN_EXPIRED:  # may come back, with another one
             self.write_message(Goodbye(code=CloseCode.TOKEN_EXPIRED, retry_after_s=0.0))
         self._end(error)
+
+    def _identify(self, principal: Principal) -> None:
+        """Raises WireError where that one has too many connections."""
+        assert self._place is not None  # noqa: S101 - since it was opened
+        self._place.belong_to(principal.counted_as)
+        self._principal = principal
 
     # What subscribers call (Sink).
 
@@ -202,6 +220,20 @@ class Connection(WebSocketProtocol):
             self.close(error.kind.close_code or CloseCode.INTERNAL, error.code)
 
     # The conversation.
+
+    def heard(self) -> None:
+        limits, now = self._door.limits, asyncio.get_running_loop().time()
+        full_at = limits.messages.take(self._full_at, now)
+        if full_at is not None:
+            self._full_at = full_at
+        elif not self._is_over:
+            error = limits.too_many_messages(self._full_at, now)
+            self._is_over, self._unanswered = True, None
+            self._refuse(error, job_id=self._one_job)
+            self._fail(CloseCode.RATE_LIMITED, error.code)  # it would send on while it is asked to close
+
+    def message_too_large(self) -> None:
+        self._door.limits.message_too_large()
 
     def received(self, message: str | bytes) -> None:
         self._ask(message)
@@ -297,13 +329,14 @@ class Connection(WebSocketProtocol):
             raise WireError("forbidden", "this socket is another subject's, or another tenant's")
         if self._is_over:
             return
+        if former is not None:
+            self._door.admissions.leave(self)
+        self._identify(principal)
         expires_at = None if principal.is_key else principal.expires_at
         self.write_message(Authenticated(expires_at=expires_at, request_id=message.request_id))
         if former is None:
             self._begin(principal)
             return
-        self._door.admissions.leave(self)
-        self._principal = principal
         self._door.admissions.enter(self)
         for job_id, (subscriber, _) in tuple(self._subscriptions.items()):
             try:
@@ -343,6 +376,7 @@ class Connection(WebSocketProtocol):
             raise WireError(
                 "already_subscribed", f"this socket has subscribed to {job_id} already", param="job_id"
             )
+        self._door.limits.check_subscriptions(len(self._subscriptions))
         hub, release = await self._door.hubs.acquire(job_id)
         subscriber = Subscriber(
             hub,

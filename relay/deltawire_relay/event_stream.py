@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from typing import Final
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deltawire.errors import WireError
 from deltawire.messages import ErrorMessage, Goodbye, Snapshot
 
+from .auth import Principal
 from .frames import event_stream_message
+from .limits import Limits, Place
 from .subscriber import Subscriber
 from .tail import Batch
 
@@ -116,6 +119,13 @@ class EventStreamResponse(Response):
         finally:
             self._subscriber.close()
             self._release()
+
+
+def take_place(request: Request, principal: Principal) -> Place:
+    """For a response that lasts. Raises WireError where there are too many."""
+    limits: Limits = request.app.state.limits
+    peer = limits.address(request.client.host if request.client else None)
+    return limits.enter("sse", peer, request.headers.getlist("x-forwarded-for"), principal.counted_as)
 
 
 @contextmanager

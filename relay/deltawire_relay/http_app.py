@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deltawire.errors import Error, RedisUnavailableError, WireError
 
 from .auth import Gate
+from .limits import Limits
 
 EXPOSED_HEADERS: Final = ["X-Job-Id", "X-Request-Id", "Retry-After", "Retry-After-Ms", "X-Should-Retry"]
 
@@ -24,8 +25,8 @@ _log = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def http_app(routes: Sequence[BaseRoute], gate: Gate) -> ASGIApp:
-    """The ASGI application, errors, CORS, Host and Origin checks included."""
+def http_app(routes: Sequence[BaseRoute], gate: Gate, limits: Limits | None = None) -> ASGIApp:
+    """The ASGI application, errors, CORS, Host and Origin checks included. Routes find `app.state.limits`."""
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         WireError: _on_wire_error,
         RedisUnavailableError: _on_redis_unavailable,
@@ -33,9 +34,11 @@ def http_app(routes: Sequence[BaseRoute], gate: Gate) -> ASGIApp:
         ClientDisconnect: _on_client_disconnect,
         Exception: _on_exception,
     }
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.limits = limits or Limits()
     # Around Starlette, whose answer to what nobody expected is outside of its own middleware.
     cors = CORSMiddleware(
-        Starlette(routes=routes, exception_handlers=handlers),
+        app,
         allow_origins=gate.origins.exact,
         allow_origin_regex=gate.origins.pattern,
         allow_methods=["GET", "POST"],

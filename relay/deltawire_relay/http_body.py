@@ -7,7 +7,8 @@ from starlette.requests import Request
 
 from deltawire.errors import WireError
 
-MAX_BODY_BYTES: Final = 10_485_760
+from .limits import Limits
+
 MAX_KEY_CHARACTERS: Final = 255
 
 
@@ -24,12 +25,11 @@ def idempotency_key(request: Request) -> str | None:
 async def json_object(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
     """The body. Raises WireError for another media type (a form on another site, say), size or shape."""
     body = bytearray()
-    if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
-        raise WireError("request_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
+    limits: Limits = request.app.state.limits
+    limits.check_body(int(request.headers.get("content-length") or 0))
     async for piece in request.stream():
         body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise WireError("request_too_large", f"a body has at most {MAX_BODY_BYTES} bytes")
+        limits.check_body(len(body))
     if not body and may_be_empty:
         return {}
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -7,16 +7,17 @@ BODY_TIMEOUT_S more. An Upgrade is a request, so this holds until it is handed t
 import asyncio
 import sys
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from deltawire.errors import WireError
 
 from .flow import StallWatch, limit_buffers
+from .http_app import error_answer
+from .limits import Address, Limits
 
 HEADERS_TIMEOUT_S: Final = 10.0
 BODY_TIMEOUT_S: Final = 30.0
@@ -28,6 +29,11 @@ LATE_S: Final = 0.1
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection, until it closes or is handed over."""
+
+    def __init__(self, *args: Any, limits: Limits | None = None, **kwargs: Any) -> None:  # as uvicorn's
+        super().__init__(*args, **kwargs)
+        self._limits = limits or Limits()
+        self._peer: Address | None = None  # while it is counted here
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         super().connection_made(transport)
@@ -41,8 +47,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread = 0  # bytes of the request since it began, or since the last of its body
         self._cycles: deque[RequestResponseCycle] = deque()
         self._set_deadline(HEADERS_TIMEOUT_S)
+        try:
+            self._peer = self._limits.arrive(self.client[0] if self.client else None)
+        except WireError as error:
+            # At once: who waits for it to be taken holds what has run out. Who does not see it sees a reset.
+            self._answer(error)
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._peer is not None:
+            self._limits.depart(self._peer)
+            self._peer = None
         self._set_deadline(None)
         self._stall.stop()
         for cycle in self._cycles:  # uvicorn tells the last one only
@@ -107,14 +122,20 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_answering:
             self._close()  # two would write
             return
+        try:
+            self._limits.shake_hands(self.loop.time())
+        except WireError as error:
+            self._refuse(error)
+            return
         self._set_deadline(None)
         self._stall.stop()  # it would not hear that the transport has resumed
         stopped = sys.exception()
         lines = [b"%s: %s\r\n" % header for header in self.headers]
         method = self.parser.get_method()
         protocol = self.ws_protocol_class(  # type: ignore[call-arg, misc] # as uvicorn's
-            config=self.config, server_state=self.server_state, app_state=self.app_state
+            config=self.config, server_state=self.server_state, app_state=self.app_state, peer=self._peer
         )
+        self._peer = None  # counted there
         self.connections.discard(self)
         self.transport.set_protocol(protocol)
         protocol.connection_made(self.transport)
@@ -204,20 +225,18 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = msgspec.json.encode({"error": error.error})
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        lines = [b"%s: %s\r\n" % header for header in headers]
-        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
+        self._answer(error)
         # A socket that is closed with bytes unread resets the connection, and the answer may be lost.
         self._unset_keepalive_if_required()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._set_deadline(LINGER_S)
+
+    def _answer(self, error: WireError) -> None:
+        answer = error_answer(error.error, error.status)
+        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", bytes(answer.body)]))
 
     def _close(self) -> None:
         self._is_refused = True

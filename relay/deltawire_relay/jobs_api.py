@@ -1,5 +1,7 @@
 """The HTTP door: routes are thin, the use cases are in `jobs.py` (PROTOCOL.md §5)."""
 
+from contextlib import ExitStack
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -10,7 +12,7 @@ from deltawire.options import parse_options
 from .admissions import Admissions, Stay
 from .auth import Gate, Principal, bearer_token
 from .event_stream import HEADERS as EVENT_STREAM_HEADERS
-from .event_stream import EventStream, EventStreamResponse, say_goodbye
+from .event_stream import EventStream, EventStreamResponse, say_goodbye, take_place
 from .health import Health
 from .http_app import json_answer
 from .http_body import MAX_KEY_CHARACTERS, idempotency_key, json_object
@@ -114,37 +116,25 @@ class JobsApi:
         asked = subscription(job_id, request.url.query)
         if request.method == "HEAD":
             return Response(headers=EVENT_STREAM_HEADERS)
-        stream = EventStream()
-        stay = Stay(principal, stream.put_out)
-        self._admissions.enter(stay)
-        try:
+        with ExitStack() as held:  # until the response has it
+            held.callback(take_place(request, principal).release)
+            stream = EventStream()
+            stay = Stay(principal, stream.put_out)
+            self._admissions.enter(stay)
+            held.callback(self._admissions.leave, stay)
             hub, release = await self._hubs.acquire(job_id)
-        except BaseException:
-            self._admissions.leave(stay)
-            raise
-        subscriber = Subscriber(hub, stream, tenant=principal.tenant, position=position, merge=asked.merge)
-        try:
+            held.callback(release)
+            subscriber = Subscriber(
+                hub, stream, tenant=principal.tenant, position=position, merge=asked.merge
+            )
             if position and subscriber.has_ended and position <= hub.tail.top:
-                self._admissions.leave(stay)
-                release()
                 return Response(status_code=204)  # which is what stops an EventSource
+            held.callback(subscriber.close)
             hub.subscribers.add(subscriber)
             self._event_streams.add(stream)
-
-            def close() -> None:
-                self._admissions.leave(stay)
-                self._event_streams.discard(stream)
-                release()
-
-            response = EventStreamResponse(stream, subscriber, release=close)
+            held.callback(self._event_streams.discard, stream)
             await subscriber.open(mode=asked.mode)
-        except BaseException:
-            self._admissions.leave(stay)
-            self._event_streams.discard(stream)
-            subscriber.close()
-            release()
-            raise
-        return response
+            return EventStreamResponse(stream, subscriber, release=held.pop_all().close)
 
     async def drain(self, window_s: float) -> None:
         """Says goodbye to the event streams, which come back later."""

@@ -10,6 +10,8 @@ except ImportError:  # Windows
 
 # Ten thousand viewers, with room for what else a process opens.
 WANTED: Final = 10_240
+# For Redis, the broker, the loop, modules, a listening socket, and what is accepted and refused in one turn.
+RESERVED: Final = 128
 
 _log = logging.getLogger(__name__)
 
@@ -32,3 +34,11 @@ def raise_limit() -> None:
             "at most %d open files, and so fewer viewers; the limit may be raised (ulimit -n, LimitNOFILE=)",
             soft,
         )
+
+
+def room() -> int | None:
+    """How many connections there may be under the soft limit; None: it is no limit."""
+    if resource is None:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else max(1, soft - RESERVED)

@@ -20,7 +20,7 @@ from .auth import Gate, bearer_token
 from .chat_request import read_chat_request
 from .chat_stream import ChatAnswer, ChatStream
 from .event_stream import HEADERS as EVENT_STREAM_HEADERS
-from .event_stream import until_gone
+from .event_stream import take_place, until_gone
 from .http_app import error_answer, json_answer
 from .http_body import idempotency_key, json_object
 from .hubs import Hubs
@@ -74,6 +74,7 @@ class OpenAIApi:
             raise _shutting_down()
         job_id = self._jobs.new_id(principal, idempotency_key(request))
         sink = ChatStream(wants_usage=asked.wants_usage) if asked.is_streamed else ChatAnswer()
+        place = take_place(request, principal)
         hub, opened, release = self._hubs.begin(job_id)
         subscriber = Subscriber(hub, sink, tenant=principal.tenant)
 
@@ -85,6 +86,7 @@ class OpenAIApi:
             self._admissions.leave(stay)
             subscriber.close()
             release()
+            place.release()
             self._open.pop(sink).set_result(None)
 
         self._open[sink] = asyncio.get_running_loop().create_future()

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from typing import Final, Protocol
 
 import uvicorn
@@ -20,6 +21,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.sweeper import Sweeper
 from deltawire.tokens import secret_key
 
+from . import open_files
 from .admissions import Admissions
 from .auth import Gate
 from .commands import Commands
@@ -30,6 +32,7 @@ from .http_protocol import HttpProtocol
 from .hubs import Hubs
 from .jobs import CeleryQueue, Jobs, RedisQueue
 from .jobs_api import JobsApi
+from .limits import Limits
 from .openai_api import Models, OpenAIApi
 from .revocations import Revocations
 from .revoked import Revoked
@@ -139,7 +142,8 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         openai = OpenAIApi(
             gate, hubs, jobs, models, admissions, abandon_grace_s=settings.chat_abandon_grace_s
         )
-        websockets = WebSocketDoor(gate, hubs, jobs, admissions)
+        limits = Limits(settings.bounds, open_files=open_files.room())
+        websockets = WebSocketDoor(gate, hubs, jobs, admissions, limits)
         keepers = [each.keep() for each in (jwks, revocations) if each is not None]
         if verifier is not None:
             keepers.append(admissions.keep())
@@ -147,11 +151,11 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
             in_background(sweeper.keep(), standby.keep(), websockets.keep(), *keepers)
         )
         config = uvicorn.Config(
-            http_app([*api.routes(), *tokens.routes(), *openai.routes()], gate),
+            http_app([*api.routes(), *tokens.routes(), *openai.routes()], gate, limits),
             host=settings.host,
             port=settings.port,
             ws=websockets,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
-            http=HttpProtocol,
+            http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type] # likewise
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -1,17 +1,22 @@
 """The relay's settings, read once from the environment (docs/configuration.md lists them all)."""
 
+import ipaddress
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.options import MAX_DURATION_S
 from deltawire.settings import ServiceSettings
 from deltawire.tokens import AUDIENCE, Key, PyJWTMissingError, public_keys, secret_key
-from deltawire.variables import PORT, Variable, read_settings
+from deltawire.variables import PORT, Variable, integer, read_settings
 
 from .auth import is_loopback
+from .limits import Bounds, IPNetwork
 from .origins import check_origin
+
+_DEFAULT: Final = Bounds()
+_COUNT: Final = integer(0, 1_000_000)
 
 
 def _public_url(environment: Environment, name: str, default: str) -> str:
@@ -51,6 +56,15 @@ def _jwks_url(environment: Environment, name: str, _: Any) -> str:
     if not parts.hostname or (parts.scheme == "http" and not is_loopback(parts.hostname)):
         raise ConfigurationError(f"{name} must be https, or http on loopback: who changes the keys is let in")
     return url
+
+
+def _networks(environment: Environment, name: str, _: Any) -> tuple[IPNetwork, ...]:
+    try:
+        return tuple(ipaddress.ip_network(word) for word in environment.words(name))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{name} must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24: {error}"
+        ) from None
 
 
 def _grace_s(environment: Environment, name: str, default: float) -> float | None:
@@ -135,6 +149,86 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
             _grace_s,
         ),
     ] = 2.0
+    max_connections: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MAX_CONNECTIONS",
+            "How many WebSockets, event streams and completions a relay process has at a time; further ones "
+            "get 503. An eighth more of bare connections is let in for commands and probes. 0: as many as "
+            "the limit on open files leaves, which is also the most that there can be.",
+            _COUNT,
+        ),
+    ] = _DEFAULT.max_connections
+    max_connections_per_ip: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MAX_CONNECTIONS_PER_IP",
+            "How many of those one address has in a process (of IPv6: one /64); further ones get 429, or "
+            "close code 4504. This machine and the trusted proxies are not counted. 0: no limit.",
+            _COUNT,
+        ),
+    ] = _DEFAULT.max_connections_per_ip
+    max_connections_per_subject: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MAX_CONNECTIONS_PER_SUBJECT",
+            "How many of those one token's `sub` has in a process; API keys, behind which many users may be, "
+            "are not counted. 0: no limit.",
+            _COUNT,
+        ),
+    ] = _DEFAULT.max_connections_per_subject
+    handshakes_per_s: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_HANDSHAKES_PER_S",
+            "How many WebSockets may be opened per second, twice as many at once; further ones get 503. "
+            "0: no limit.",
+            _COUNT,
+        ),
+    ] = _DEFAULT.handshakes_per_s
+    max_subscriptions: Annotated[
+        int,
+        Variable("DELTAWIRE_MAX_SUBSCRIPTIONS", "How many jobs one WebSocket watches. 0: no limit.", _COUNT),
+    ] = _DEFAULT.max_subscriptions
+    messages_per_s: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MESSAGES_PER_S",
+            "How many messages and pings one WebSocket sends per second, after its first thousand; else it "
+            "is closed with 4013. 0: no limit.",
+            _COUNT,
+        ),
+    ] = _DEFAULT.messages_per_s
+    max_message_bytes: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MAX_MESSAGE_BYTES",
+            "The largest message that a WebSocket may send us: 1024 to 16777216.",
+            integer(1_024, 16_777_216),
+        ),
+    ] = _DEFAULT.max_message_bytes
+    max_body_bytes: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_MAX_BODY_BYTES",
+            "The largest body of a request: 1024 to 1073741824.",
+            integer(1_024, 1_073_741_824),
+        ),
+    ] = _DEFAULT.max_body_bytes
+    trusted_proxies: Annotated[
+        tuple[IPNetwork, ...],
+        Variable(
+            "DELTAWIRE_TRUSTED_PROXIES",
+            "Addresses and networks of your proxies, separated by commas: `10.0.0.7, 172.16.0.0/12`. What "
+            "they say in `X-Forwarded-For` is taken for the client's address; without it all that comes "
+            "through a proxy counts as one client.",
+            _networks,
+        ),
+    ] = ()
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(**{name: getattr(self, name) for name in Bounds.__struct_fields__})
 
     def __repr__(self) -> str:
         # URLs may carry passwords.

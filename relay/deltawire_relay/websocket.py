@@ -12,6 +12,7 @@ from .auth import Gate
 from .conversation import Connection
 from .hubs import Hubs
 from .jobs import Jobs
+from .limits import Address, Limits
 from .websocket_protocol import Spare
 
 HEARTBEAT_S: Final = 15.0
@@ -23,19 +24,23 @@ _log = logging.getLogger(__name__)
 class WebSocketDoor:
     """Makes a protocol for each upgraded connection, as `uvicorn.Config(ws=…)` wants, and owns them all."""
 
-    def __init__(self, gate: Gate, hubs: Hubs, jobs: Jobs, admissions: Admissions) -> None:
+    def __init__(
+        self, gate: Gate, hubs: Hubs, jobs: Jobs, admissions: Admissions, limits: Limits | None = None
+    ) -> None:
         self.gate = gate
         self.hubs = hubs
         self.jobs = jobs
         self.admissions = admissions
-        self.spare = Spare()
+        self.limits = limits or Limits()
+        self.spare = Spare(self.limits.bounds.max_message_bytes)
         self.is_serving = True
         self._turns: list[set[Connection]] = [set() for _ in range(TURNS)]
         self._last_turn = self._turns[-1]
         self._has_lost = asyncio.Event()
 
-    def __call__(self, **_: Any) -> Connection:  # uvicorn's config and state, of no use here
-        return Connection(self)
+    def __call__(self, peer: Address | None = None, **_: Any) -> Connection:
+        """`peer` has been counted, and departs from here; uvicorn's config and state are of no use here."""
+        return Connection(self, peer or self.limits.arrive(None))
 
     def __iter__(self) -> Iterator[Connection]:
         """Those of this moment."""

@@ -17,7 +17,6 @@ from websockets.server import ServerProtocol
 from .flow import StallWatch
 
 SUBPROTOCOL: Final = "deltawire.v1"
-MAX_MESSAGE_BYTES: Final = 65_536
 MAX_FRAGMENTS: Final = 4_096
 CLOSE_TIMEOUT_S: Final = 5.0
 
@@ -40,14 +39,15 @@ class _BrokenMessageError(Exception):
 
 
 class Spare:
-    """The library's protocol for whoever reads next."""
+    """The library's protocol for whoever reads next, all with the same bound for messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int) -> None:
+        self.max_message_bytes = max_message_bytes
         self._protocol: Protocol | None = None
 
     def take(self) -> Protocol:
         protocol, self._protocol = self._protocol, None
-        return protocol or Protocol(Side.SERVER, state=State.OPEN, max_size=MAX_MESSAGE_BYTES)
+        return protocol or Protocol(Side.SERVER, state=State.OPEN, max_size=self.max_message_bytes)
 
     def give_back(self, protocol: Protocol) -> None:
         self._protocol = protocol
@@ -90,8 +90,14 @@ class WebSocketProtocol(asyncio.Protocol):
     def opened(self, request: Request) -> None:
         """The handshake is over."""
 
+    def heard(self) -> None:
+        """A control frame has come, or a whole message, which is then `received`."""
+
     def received(self, message: str | bytes) -> None:
         """A whole message: text or binary."""
+
+    def message_too_large(self) -> None:
+        """One was, and the peer is being closed for it (1009)."""
 
     def write(self, frames: bytes) -> None:
         """Never blocks; nothing happens where the connection is not open."""
@@ -114,7 +120,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         self.transport = transport
-        self._protocol = _Handshake(max_size=MAX_MESSAGE_BYTES)
+        self._protocol = _Handshake(max_size=self._spare.max_message_bytes)
         if transport.get_write_buffer_size():
             # It was paused for the protocol before, and will say only that it has resumed.
             self.pause_writing()
@@ -179,6 +185,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _take(self, frame: Frame) -> None:
         if frame.opcode not in _DATA:
+            self.heard()
             return
         pieces = self._pieces = self._pieces or []
         pieces.append(frame)
@@ -187,6 +194,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if not frame.fin:
             return
         self._pieces = None
+        self.heard()
         data = b"".join([piece.data for piece in pieces])
         if pieces[0].opcode is Opcode.BINARY:
             self.received(data)
@@ -216,6 +224,8 @@ class WebSocketProtocol(asyncio.Protocol):
         if protocol.close_expected() and self._state in _NOT_CLOSING:
             self._state, self.is_writable = State.CLOSING, False
             self._expect_close()
+            if protocol.close_sent is not None and protocol.close_sent.code == CloseCode.MESSAGE_TOO_BIG:
+                self.message_too_large()
 
     def _expect_close(self) -> None:
         self._replace_timer(asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._give_up))

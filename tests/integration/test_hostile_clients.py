@@ -37,6 +37,13 @@ def fresh_relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
         yield process
 
 
+@pytest.fixture(scope="module")
+def patient_relay(redis_server: RedisServer) -> Iterator[RelayProcess]:
+    """It lets clients send as much as they like."""
+    with RelayProcess(redis_server.url, {"DELTAWIRE_MESSAGES_PER_S": "0"}) as process:
+        yield process
+
+
 class Peer:
     """A client that does as it is told, byte by byte."""
 
@@ -195,9 +202,10 @@ async def test_one_who_lags_and_merges_gets_the_same_text(relay: RelayProcess, j
 
 
 async def test_a_flood_of_messages_that_nobody_reads_the_answers_of(
-    relay: RelayProcess, jobs: Producer
+    patient_relay: RelayProcess, jobs: Producer
 ) -> None:
     """The relay stops listening; when the client reads, each message has had its answer, in order."""
+    relay = patient_relay
     count = 50_000
     flood = [
         masked(TEXT, json.dumps({"type": "unsubscribe", "job_id": "a", "request_id": str(at)}).encode())
@@ -221,8 +229,11 @@ async def test_a_flood_of_messages_that_nobody_reads_the_answers_of(
         await sending
 
 
-async def test_a_flood_of_pings_that_nobody_reads_the_pongs_of(relay: RelayProcess, jobs: Producer) -> None:
+async def test_a_flood_of_pings_that_nobody_reads_the_pongs_of(
+    patient_relay: RelayProcess, jobs: Producer
+) -> None:
     """The library answers each by itself, so here it is the transport that has to be bounded."""
+    relay = patient_relay
     async with neighbour(relay, jobs), connected(relay) as (peer,):
         await peer.ask("/v1/ws")
         await peer.head()

@@ -9,16 +9,11 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
-from deltawire_relay.websocket_protocol import (
-    CLOSE_TIMEOUT_S,
-    MAX_FRAGMENTS,
-    MAX_MESSAGE_BYTES,
-    Spare,
-    WebSocketProtocol,
-)
+from deltawire_relay.websocket_protocol import CLOSE_TIMEOUT_S, MAX_FRAGMENTS, Spare, WebSocketProtocol
 from tests.support.virtual_time import virtual_time
 from tests.unit.test_http_protocol import FakeTransport
 
+MAX_MESSAGE_BYTES: Final = 65_536
 HANDSHAKE: Final = (
     b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -38,7 +33,7 @@ class Peer(WebSocketProtocol):
 
 def connect(spare: Spare | None = None) -> tuple[Peer, FakeTransport]:
     """A connection whose handshake is over; what that has sent is forgotten."""
-    peer, transport = Peer(spare or Spare()), FakeTransport()
+    peer, transport = Peer(spare or Spare(MAX_MESSAGE_BYTES)), FakeTransport()
     transport.set_protocol(peer)
     peer.connection_made(transport)
     peer.data_received(HANDSHAKE)
@@ -80,7 +75,7 @@ def test_connections_that_share_a_spare_do_not_mix(data: st.DataObject) -> None:
 
     @virtual_time
     async def check() -> None:
-        spare = Spare()
+        spare = Spare(MAX_MESSAGE_BYTES)
         connected = [connect(spare) for _ in told]
         left = [sent for sent, _ in told]
         while any(left):
@@ -112,7 +107,7 @@ def test_connections_that_share_a_spare_do_not_mix(data: st.DataObject) -> None:
 @virtual_time
 async def test_in_the_middle_of_a_message_nothing_is_shared(begun: bytes) -> None:
     """The library's state is the connection's own then, even where nothing is buffered."""
-    spare = Spare()
+    spare = Spare(MAX_MESSAGE_BYTES)
     peer, _ = connect(spare)
     other, _ = connect(spare)
     peer.data_received(begun)
@@ -193,7 +188,7 @@ async def test_closing_waits_for_the_peer_but_not_for_ever() -> None:
 @virtual_time
 async def test_a_transport_that_was_full_is_taken_over_as_such() -> None:
     """It will not say `pause_writing` again, only that it has resumed."""
-    peer, transport = Peer(Spare()), FakeTransport()
+    peer, transport = Peer(Spare(MAX_MESSAGE_BYTES)), FakeTransport()
     transport.set_protocol(peer)
     transport.sent, transport.room = b"an answer before", 3
     peer.connection_made(transport)

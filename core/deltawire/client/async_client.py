@@ -27,6 +27,7 @@ MAX_MESSAGE_BYTES: Final = 16_777_216  # a snapshot of a long job
 
 _decoder: Final[msgspec.json.Decoder[Event | ServerMessage]] = msgspec.json.Decoder(Event | ServerMessage)
 _log = logging.getLogger(__name__)
+_FOR_GOOD: Final = frozenset(range(400, 500)) - {408, 429}
 _KNOWN: Final = frozenset(
     str(kind.__struct_config__.tag).encode() for kind in (*Event.__args__, *ServerMessage.__args__)
 )
@@ -94,9 +95,9 @@ class AsyncClient:
         """Every event after `starting_after`, once and in order, to the terminal one.
 
         With `merge`, text deltas that wait for a slow reader come as one Delta (PROTOCOL.md §6.6).
-        Reconnects and resumes by itself. A Snapshot comes only where the log cannot give what is missing:
-        it stands for all events up to its number. Raises JobUnavailableError when the relay says not to come
-        back, or cannot be reached for GIVE_UP_AFTER_S.
+        Reconnects and resumes by itself, when the relay says. A Snapshot comes only where the log cannot give
+        what is missing: it stands for all events up to its number. Raises JobUnavailableError when the relay
+        says not to come back, or cannot be reached for GIVE_UP_AFTER_S.
         """
         cursor = Cursor(starting_after)
         failures = 0
@@ -110,8 +111,10 @@ class AsyncClient:
                         failures, last_heard = 0, asyncio.get_running_loop().time()
                         if isinstance(message, Goodbye):
                             wait_s = message.retry_after_s
-                        elif isinstance(message, ErrorMessage) and not message.error.retryable:
-                            raise JobUnavailableError(message.error.message, message.error)
+                        elif isinstance(message, ErrorMessage):
+                            if not message.error.retryable:
+                                raise JobUnavailableError(message.error.message, message.error)
+                            wait_s = message.error.retry_after_s or 0.0
                         elif isinstance(message, Snapshot):
                             cursor.jump(message.sequence_number)
                             yield message
@@ -125,11 +128,12 @@ class AsyncClient:
                 silent_for_s = asyncio.get_running_loop().time() - last_heard
                 if final := _reason_to_give_up(error, silent_for_s):
                     raise final from error
+                wait_s = max(wait_s, _retry_after_s(error))
                 if not failures:
                     _log.warning("the connection to the relay was lost; reconnecting")
             failures += 1
             backoff_s = random.uniform(0, min(RECONNECT_MAX_S, 0.1 * 2 ** min(failures, 10)))  # noqa: S311 - jitter
-            await asyncio.sleep(max(wait_s, backoff_s))
+            await asyncio.sleep(max(min(wait_s, GIVE_UP_AFTER_S), backoff_s))
 
     def _connect(self, job_id: str, position: int, merge: bool) -> connect:
         url = f"ws{self._base_url.removeprefix('http')}/v1/jobs/{job_id}/ws?starting_after={position}"
@@ -184,11 +188,17 @@ def _reason_to_give_up(error: Exception, silent_for_s: float) -> JobUnavailableE
         code = error.rcvd.code if error.rcvd else 1006
         if not may_come_back(code):
             return JobUnavailableError(f"the relay closed the connection for good ({code})")
-    elif isinstance(error, InvalidStatus) and 400 <= error.response.status_code < 500:
+    elif isinstance(error, InvalidStatus) and error.response.status_code in _FOR_GOOD:
         return JobUnavailableError(f"the relay refused: {error}")
     if silent_for_s > GIVE_UP_AFTER_S:
         return JobUnavailableError(f"the relay cannot be reached: {error}")
     return None
+
+
+def _retry_after_s(error: Exception) -> float:
+    """How long a refused handshake says to wait (RFC 9110 §10.2.3, in seconds); 0 where it does not say."""
+    told = error.response.headers.get("Retry-After", "") if isinstance(error, InvalidStatus) else ""
+    return float(told) if told.isascii() and told.isdecimal() else 0.0
 
 
 def text_of(event: Event | Snapshot) -> Iterator[str]:
