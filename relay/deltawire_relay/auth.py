@@ -24,10 +24,7 @@ RESULTS: Final = (
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking. `tenant` None sees all tenants: the local user of a relay without keys.
-
-    `subject` is whom a token is about; None: an API key, or the local user.
-    """
+    """Who is asking. `tenant` None sees all tenants: the local user of a relay without keys."""
 
     name: str
     tenant: str | None
@@ -51,7 +48,7 @@ class Principal(msgspec.Struct, frozen=True):
 
     @property
     def counted_as(self) -> tuple[str | None, str] | None:
-        """Whose connections they are (DELTAWIRE_MAX_CONNECTIONS_PER_SUBJECT); None: nobody's."""
+        """Whose connections they are; None: a key's, behind which many may be (PROTOCOL.md §5.7)."""
         return None if self.is_key else (self.tenant, self.name)
 
     def covers(self, job_id: str) -> bool:

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -169,6 +170,30 @@ async def test_an_address_behind_a_proxy_has_its_share(relay: RelayProcess, jobs
         async with opened(relay, "192.0.2.7", 2) as [reader, _]:
             await reader.send("unsubscribe", job_id="none", request_id="r")
             assert (await reader.receive())["request_id"] == "r"
+
+
+async def test_only_a_trusted_proxys_word_counts(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another peer says in X-Forwarded-For changes nothing, for it or for those it names."""
+    trusted = (ip_network("127.0.0.2/32"),)
+    async with (
+        relay_in_process(
+            redis_url, monkeypatch, max_connections_per_ip=1, trusted_proxies=trusted
+        ) as address,
+        AsyncExitStack() as stack,
+    ):
+
+        async def opened_from(host: str) -> WebSocketReader:
+            return await stack.enter_async_context(
+                websocket(f"ws://{address}/v1/ws", headers=forwarded("192.0.2.1"), local_addr=(host, 0))
+            )
+
+        for _ in range(3):
+            await opened_from("127.0.0.3")
+        reader = await opened_from("127.0.0.2")
+        await reader.send("unsubscribe", job_id="none")
+        assert (await reader.receive())["error"]["code"] == "not_subscribed"
+        error, code = await closing_words(await opened_from("127.0.0.2"))
+        assert (error["code"], code) == ("connection_limit", 4504)
 
 
 async def test_a_socket_has_so_many_subscriptions(relay: RelayProcess, jobs: Producer) -> None:

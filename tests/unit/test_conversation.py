@@ -16,7 +16,6 @@ from deltawire_relay.revoked import Revoked
 from deltawire_relay.websocket import WebSocketDoor
 from tests.support.virtual_time import virtual_time
 from tests.unit.test_heartbeats import connect
-from tests.unit.test_http_protocol import FakeTransport
 from tests.unit.test_limits import is_empty
 from tests.unit.test_websocket_protocol import masked
 
@@ -41,10 +40,13 @@ async def test_one_that_asks_much_at_once_lets_others_have_their_turn() -> None:
 
 
 class Tokens(Gate):
-    """Each token is one's own name."""
+    """Each token is its subject's name."""
 
     def authenticate(self, token: str | None, *, is_ticket: bool = False) -> Principal:
         return Principal(token or "", "acme", SCOPES, is_key=False, expires_at=2e9)
+
+    def check_origin(self, origin: str | None, host: str | None, *, has_header: bool = True) -> None:
+        pass
 
 
 def say_who(transport: FakeTransport, token: str) -> None:

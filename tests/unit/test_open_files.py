@@ -35,3 +35,10 @@ def test_a_limit_that_cannot_be_raised_is_kept(
     monkeypatch.setattr(resource, "setrlimit", refuse)
     open_files.raise_limit()
     assert "at most 256 open files" in caplog.text
+
+
+def test_some_files_are_kept_for_what_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that is full still reaches Redis."""
+    for soft, room in ((1_000, 1_000 - open_files.RESERVED), (100, 1), (resource.RLIM_INFINITY, None)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert open_files.room() == room

@@ -6,6 +6,7 @@ import pytest
 
 from deltawire.api_keys import new_api_key
 from deltawire.environment import ConfigurationError, Environment
+from deltawire_relay.limits import LIMITS, Bounds
 from deltawire_relay.settings import Settings
 
 KEY, ENTRY = new_api_key("backend", "acme", ["read"])
@@ -59,6 +60,26 @@ def test_how_long_a_job_of_the_openai_api_outlives_its_readers() -> None:
         with pytest.raises(ConfigurationError) as caught:
             settings(CHAT_ABANDON_GRACE_S=text)
         assert "DELTAWIRE_CHAT_ABANDON_GRACE_S" in str(caught.value)
+
+
+def test_limits_are_settings() -> None:
+    """Each by its name; the proxies are addresses and networks (PROTOCOL §5.7)."""
+    assert settings().bounds == Bounds()
+    for number, name in enumerate(LIMITS, start=2_000):
+        assert getattr(settings(**{name.upper(): str(number)}).bounds, name) == number
+    proxies = settings(TRUSTED_PROXIES="10.0.0.7, 172.16.0.0/12,fd00::/8").bounds.trusted_proxies
+    assert [str(network) for network in proxies] == ["10.0.0.7/32", "172.16.0.0/12", "fd00::/8"]
+
+
+def test_the_protocol_says_the_default_of_each_limit() -> None:
+    """PROTOCOL §5.7 has a row for each, with its setting and its default."""
+    section = (Path(__file__).parents[2] / "PROTOCOL.md").read_text().partition("### 5.7")[2]
+    rows = [
+        line.split(" | ") for line in section.partition("\n## 6.")[0].splitlines() if line.startswith("| ")
+    ]
+    said = {cells[1].strip("`").lower(): cells[2] for cells in rows}
+    for name in LIMITS:
+        assert said[name].startswith(f"{getattr(Bounds(), name):,}"), name
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "relay.example", "localhost.evil.com"])
@@ -123,6 +144,11 @@ def test_a_key_file_without_a_key_is_an_error(content: str, tmp_path: Path) -> N
         ("API_KEYS", "nonsense"),
         ("LOG_LEVEL", "loud"),
         ("REDIS_URL", "localhost:6379"),
+        ("MAX_CONNECTIONS", "-1"),
+        ("MAX_BODY_BYTES", "0"),
+        ("MAX_MESSAGE_BYTES", "100"),
+        ("TRUSTED_PROXIES", "nginx"),
+        ("TRUSTED_PROXIES", "10.0.0.7/8"),
         ("ALLOWED_ORIGINS", "https://app.example.com/"),
         ("ALLOWED_ORIGINS", "https://app.example.com,app.example.com"),
     ],
