@@ -75,7 +75,44 @@ class Index:
         """Takes a yes of `may_send` back."""
         await self._redis.execute("DEL", self._keys.job(job_id).sent)
 
+    # Jobs that wait for their turn among their tenant's: they have no message yet.
+
+    async def will_hold(self, job_id: str, deadline: float) -> None:
+        """`deadline` as that of `will_queue`. A repeat does not move it."""
+        await self._redis.run(WAIT, (self._keys.held,), INDEX_TTL_S, deadline, job_id)
+
+    async def held_too_long(self, now: float, count: int) -> list[str]:
+        key = self._keys.held
+        return _names(await self._redis.execute("ZRANGE", key, "-inf", now, "BYSCORE", "LIMIT", 0, count))
+
+    async def some_held(self, count: int) -> list[str]:
+        """Any of them."""
+        return _names(await self._redis.execute("ZRANDMEMBER", self._keys.held, count))
+
+    async def left_hold(self, job_ids: Collection[str]) -> None:
+        if job_ids:
+            await self._redis.execute("ZREM", self._keys.held, *job_ids)
+
+    async def has_waiting(self, tenant: str) -> None:
+        """Jobs of the tenant wait."""
+        await self._redis.run(ADD, (self._keys.waiting_tenants,), INDEX_TTL_S, tenant)
+
+    async def waiting_tenants(self, count: int) -> list[str]:
+        """Some tenants of which jobs wait, in no order."""
+        return _names(await self._redis.execute("SRANDMEMBER", self._keys.waiting_tenants, count))
+
+    async def has_none_waiting(self, tenant: str) -> None:
+        await self._redis.execute("SREM", self._keys.waiting_tenants, tenant)
+
     # Jobs that are parked: they are among those that wait, too.
+
+    async def counts(self) -> tuple[int, int, int, int]:
+        """How many jobs wait for a worker, wait for their turn, are parked, and run."""
+        names = (self._keys.queued, self._keys.held, self._keys.parked)
+        queued, held, parked = [int(await self._redis.execute("ZCARD", name)) for name in names]
+        owners = _names(await self._redis.execute("ZRANGE", self._keys.owners, 0, -1))
+        running = [int(await self._redis.execute("SCARD", self._keys.jobs_of(owner))) for owner in owners]
+        return max(0, queued - parked), held, parked, sum(running)
 
     async def will_park(self, job_id: str, due: float) -> None:
         """`due`: the Unix time at which its message is to be sent. A repeat moves it."""

@@ -18,6 +18,10 @@ WATCHED_TTL_S: Final = 60
 """How long a job counts as watched after a relay that cannot listen has said so."""
 MODELS_TTL_S: Final = 120
 """How long a worker's list of models holds. It comes every 30 s."""
+PLACE_S: Final = 30.0
+"""How long a running job's place among its tenant's lasts unless it is kept, as it is every few seconds."""
+SENDING_S: Final = 5.0
+"""How long a job that is called keeps its place until its message is sent."""
 INDEX_TTL_S: Final = 172_800
 """How long the sets across jobs outlive their last use."""
 
@@ -36,6 +40,17 @@ class JobKeys(msgspec.Struct, frozen=True):
     channel: str
     watched: str
     sent: str
+
+
+class TenantKeys(msgspec.Struct, frozen=True):
+    """The keys of one tenant, in one cluster slot. Hints."""
+
+    running: str
+    """Jobs that have a place: their messages are sent, or they run. By when the place counts as lost."""
+    waiting: str
+    """Jobs that wait for a place, by whose turn it is."""
+    jobs: str
+    """The newest jobs, by when they were created."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -59,6 +74,10 @@ class Keys(msgspec.Struct, frozen=True):
         tag = f"{self.prefix}:{{{job_id}}}"
         names = ("meta", "log", "cancel", "events", "watched", "sent")
         return JobKeys(*(f"{tag}:{name}" for name in names))
+
+    def tenant(self, tenant: str) -> TenantKeys:
+        tag = f"{self.prefix}:tenant:{{{tenant}}}"
+        return TenantKeys(f"{tag}:running", f"{tag}:waiting", f"{tag}:jobs")
 
     def control(self, owner: str) -> str:
         """The channel on which one worker process hears of cancellations."""
@@ -92,6 +111,21 @@ class Keys(msgspec.Struct, frozen=True):
     def parked(self) -> str:
         """Jobs that are parked, by the time at which they are due. A hint."""
         return f"{self.prefix}:parked"
+
+    @property
+    def held(self) -> str:
+        """Jobs that wait for a place of their tenant's, by the time at which that was too long. A hint."""
+        return f"{self.prefix}:held"
+
+    @property
+    def tenants(self) -> str:
+        """Tenants that have had jobs lately, by when that was. A hint."""
+        return f"{self.prefix}:tenants"
+
+    @property
+    def waiting_tenants(self) -> str:
+        """Tenants of which jobs wait for a place. A hint."""
+        return f"{self.prefix}:tenants:waiting"
 
     @property
     def owners(self) -> str:

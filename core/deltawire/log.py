@@ -14,20 +14,26 @@ import msgspec
 
 from .codec import encode, encode_terminal, sequence_number_of
 from .ending import AsCancelled, Ending, terminal_event
-from .errors import RedisRefusedError
+from .errors import RedisRefusedError, WireError
 from .events import TERMINAL_STATUSES, Queued
 from .fold import Fold
 from .index import Index
 from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, WATCHED_TTL_S, JobKeys, Keys
+from .log_fold import LogFold, fold_pages
 from .options import Options
 from .outputs import judge, read_request
-from .record import CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
-from .scripts import APPEND, CANCEL, CLAIM, HEAD, PARK, SUBMIT, Executor, Scripts
+from .places import Places
+from .record import SUMMARY, CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
+from .scripts import APPEND, CANCEL, CLAIM, ERASE, HEAD, PARK, SUBMIT, Executor, Scripts
+from .tenants import TenantLimits
 
 FIRST_PAGE_EVENTS: Final = 4  # large enough to know how large events are
 PAGE_EVENTS: Final = 1_000
 PAGE_BYTES: Final = 262_144
 NEWS_LINES: Final = 32
+
+FULL_RETRY_S: Final = 2.0
+NO_LIMITS: Final = TenantLimits()
 
 ParkCode = Literal["PARKED", "CANCELLED", "STALE", "MISSING"]
 AppendCode = Literal["OK", "CANCELLING", "CANCELLED", "STALE", "ENDED", "GAP", "MISSING"]
@@ -39,11 +45,16 @@ def next_page_events(page: Sequence[bytes]) -> int:
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """`is_new`: this call made the record. Else `same_body` says whether it asked for the same."""
+    """`is_new`: this call made the record. Else `same_body` says whether it asked for the same.
+
+    `message` says what the job's message is to say, None that it is to have none: it has ended, or waits for
+    its turn.
+    """
 
     is_new: bool
     status: str
     same_body: bool
+    message: dict[str, Any] | None = None
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,18 +146,31 @@ def queued_event(job_id: str, record: Record) -> bytes:
 class JobLog:
     """Logs and records of all jobs. Raises RedisUnavailableError where Redis cannot answer."""
 
-    def __init__(self, redis: Executor, keys: Keys) -> None:
+    def __init__(self, redis: Executor, keys: Keys, limits: TenantLimits = NO_LIMITS) -> None:
         self.scripts = Scripts(redis)
         self.keys = keys
         self.index = Index(self.scripts, keys)
+        self.places = Places(self.scripts, keys, self.index, limits)
 
     async def submit(
         self, job_id: str, *, request: bytes, options: Options, digest: str, created_at: float
     ) -> Submitted:
-        """Creates the job `queued`, if it does not exist. Can be repeated."""
+        """Creates the job `queued`, if it does not exist. Can be repeated.
+
+        Raises WireError `tenant_queue_full` where too many of the tenant's wait; then nothing is written.
+        """
         # So that the event can be told from the record, to the last digit.
         created_at = round(created_at, 6)
         record = _queued(request, options, created_at)
+        admission = await self.places.admit(job_id, record, is_new=True)
+        if admission == "FULL" and await self.summary(job_id) is None:
+            raise WireError(
+                "tenant_queue_full",
+                f"too many jobs of {options.tenant} wait already; try again later",
+                retry_after_s=FULL_RETRY_S,
+            )
+        is_held = admission != "ADMITTED"
+        record = msgspec.structs.replace(record, is_admitted=not is_held)
         keys = self.keys.job(job_id)
         submitting = self.scripts.run(
             SUBMIT,
@@ -160,11 +184,15 @@ class JobLog:
             ),
             *record.fields(),
         )
-        enter = partial(self.index.will_queue, job_id, record.queue_deadline)
-        reply = await self.index.entered(enter, submitting)
+        will_wait = self.index.will_hold if is_held else self.index.will_queue
+        reply = await self.index.entered(partial(will_wait, job_id, record.queue_deadline), submitting)
+        message = None if is_held else record.message_options()
         if reply[0] == b"CREATED":
-            return Submitted(True, "queued", True)
-        return Submitted(False, reply[1].decode(), reply[2] == b"1")
+            return Submitted(True, "queued", True, message)
+        status = reply[1].decode()
+        if status in TERMINAL_STATUSES:
+            await self.places.left(options.tenant, (job_id,))
+        return Submitted(False, status, reply[2] == b"1", message if status == "queued" else None)
 
     async def claim(
         self,
@@ -211,15 +239,21 @@ class JobLog:
         """Puts the running attempt that `record` names back into the queue, for `delay_s` at the least.
 
         The log must have all that was put up to `top`. `record.retries` and `attempt_began_at` are kept for
-        the claim that goes on with it. Who parks a job sends its message again; else a sweeper does.
+        the claim that goes on with it. Who parks a job sends its message again; else a sweeper does. 0 is for
+        a job that waits for its turn: who calls it sends the message, with what `record.message` says.
         """
-        await self.index.will_queue(job_id, record.queue_deadline)
-        await self.index.will_park(job_id, time.time() + delay_s)
+        if delay_s:
+            await self.index.will_queue(job_id, record.queue_deadline)
+            await self.index.will_park(job_id, time.time() + delay_s)
+        else:
+            await self.index.will_hold(job_id, record.queue_deadline)
         keys = self.keys.job(job_id)
         ttl_s = max(record.queue_deadline - time.time(), delay_s) + ACTIVE_TTL_S
         fields: tuple[Field, ...] = ("retries", record.retries, "waited_s", f"{record.waited_s:.3f}")
         if record.attempt_began_at is not None:
             fields += ("attempt_began_at", f"{record.attempt_began_at:.6f}")
+        if record.message is not None:
+            fields += ("message", record.message)
         code, value = await self.scripts.run(
             PARK,
             (keys.meta, keys.log, keys.cancel),
@@ -325,7 +359,40 @@ class JobLog:
             ttl_s=record.options.retention_s,
             fields=("finished_at", now),
         )
+        if code in {"OK", "CANCELLING", "ENDED"}:
+            await self.places.left(record.tenant, (job_id,))
         return code
+
+    async def erase(self, job_id: str, reason: str) -> bool:
+        """Erases the record and the log of a job. Whether there was one.
+
+        Cancel it first: one that has not ended is ended here for those who read it live, and its worker is
+        refused whatever it writes.
+        """
+        keys = self.keys.job(job_id)
+        while (record := await self.summary(job_id)) is not None:
+            now = time.time()
+            number, event = 1, b""
+            if not record.is_terminal:
+                log_fold = await fold_pages(LogFold(), self.pages(job_id))
+                number = log_fold.sequence_number + 1
+                cancelled = terminal_event(
+                    AsCancelled(await self.cancel_request(job_id) or CancelRequest(reason), now, None),
+                    job_id=job_id,
+                    sequence_number=number,
+                    attempt=record.attempt,
+                    now=now,
+                    fold=log_fold.fold,
+                    timings=record.timings(now),
+                )
+                event = encode_terminal(cancelled)
+            names = (keys.meta, keys.log, keys.cancel, keys.channel, keys.watched, keys.sent)
+            reply = await self.scripts.run(ERASE, names, event, number, self.keys.publish, CANCEL_TTL_S)
+            if reply[0] == b"ERASED":
+                await self.places.left(record.tenant, (job_id,))
+                await self.places.unlist(record.tenant, (job_id,))
+                return True
+        return False
 
     async def cancel_request(self, job_id: str) -> CancelRequest | None:
         """What the cancel key says; None where there is none."""
@@ -382,6 +449,14 @@ class JobLog:
     async def record(self, job_id: str) -> Record | None:
         """The job's record, or None."""
         return (await self.head(job_id)).record
+
+    async def summary(self, job_id: str) -> Record | None:
+        """The record without its request, which may be large."""
+        values = await self.scripts.execute("HMGET", self.keys.job(job_id).meta, *SUMMARY)
+        found = [
+            (name.encode(), value) for name, value in zip(SUMMARY, values, strict=True) if value is not None
+        ]
+        return read_record([part for pair in found for part in pair])
 
     async def top(self, job_id: str) -> int:
         """The number of the log's last event; 0 for an empty log."""

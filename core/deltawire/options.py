@@ -11,6 +11,8 @@ Restart = Literal["before_first_delta", "always", "never"]
 OnAbandon = Literal["continue", "cancel"]
 MAX_DURATION_S = 86_400.0
 MAX_MODEL_CHARACTERS = 512
+FIRST: Final = 9
+"""The priority of jobs that come before those of any other."""
 TENANT_RULE: Final = "1 to 64 of A-Z a-z 0-9 . _ @ -"
 _TENANT: Final = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
@@ -31,6 +33,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     abandon_grace_s: float = 15
     upstream: str = "default"
     tenant: str = "default"
+    priority: int = FIRST
     metadata: dict[str, str] = {}
 
 
@@ -68,10 +71,12 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
                 f"{MAX_DURATION_S:.0f} seconds",
                 param=f"options.{name}",
             )
-    for name, minimum in (("max_attempts", 1), ("max_retries", 0)):
-        if not minimum <= getattr(options, name) <= 10:
+    for name, minimum, maximum in (("max_attempts", 1, 10), ("max_retries", 0, 10), ("priority", 0, FIRST)):
+        if not minimum <= getattr(options, name) <= maximum:
             raise WireError(
-                "invalid_request", f"options.{name} must be {minimum} to 10", param=f"options.{name}"
+                "invalid_request",
+                f"options.{name} must be {minimum} to {maximum}",
+                param=f"options.{name}",
             )
     if not is_tenant(options.tenant):
         raise WireError("invalid_request", f"options.tenant must be {TENANT_RULE}", param="options.tenant")

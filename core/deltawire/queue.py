@@ -12,12 +12,17 @@ from kombu.utils.json import dumps
 
 from . import redis_url
 from .errors import WireError
+from .options import FIRST
 
 TASK: Final = "deltawire.generate"
 QUEUE: Final = "deltawire"
 
 VISIBILITY_TIMEOUT_S: Final = 60
 """How long Redis holds an unacknowledged message before it is delivered again. Workers renew it."""
+
+PRIORITY_STEPS: Final = (0, 3, 6, 9)
+SEPARATOR: Final = "\x06\x16"
+"""kombu's defaults, which other senders and workers at our queue have, too."""
 
 _JOB_ID: Final = "{job_id}"
 _TAG: Final = "{delivery_tag}"
@@ -39,6 +44,8 @@ def transport_options(key_prefix: str) -> dict[str, Any]:
         "unacked_mutex_key": f"{key_prefix}:unacked_mutex",
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
+        "priority_steps": list(PRIORITY_STEPS),
+        "sep": SEPARATOR,
         "socket_timeout": 30,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
@@ -108,8 +115,10 @@ def rabbitmq_settings() -> dict[str, Any]:
 class MessageTemplate:
     """Makes messages for a Redis list, in microseconds."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, queue: str) -> None:
         self._text = text
+        self.queue = queue
+        """The list's name."""
 
     def message(self, job_id: str) -> str:
         return self._text.replace(_JOB_ID, job_id).replace(_TAG, str(uuid.uuid4()))
@@ -121,11 +130,12 @@ class TaskSender:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send(self, job_id: str, **message: Any) -> None:
+    def send(self, job_id: str, *, priority: int = FIRST, **message: Any) -> None:
         """`message`: what else Celery's `send_task` takes (`link`). Raises WireError `queue_unavailable`."""
         try:
             self._send(
                 job_id,
+                **self._in_class(priority),
                 **message,
                 confirm_timeout=ANSWER_TIMEOUT_S,
                 retry=True,
@@ -136,14 +146,30 @@ class TaskSender:
                 "queue_unavailable", "the message broker did not take the job; try again"
             ) from error
 
-    def template(self) -> "MessageTemplate":
-        """Of the messages that `send` puts into the list QUEUE of a Redis, as Celery and kombu make them."""
+    def template(self, priority: int = FIRST) -> "MessageTemplate":
+        """Of the messages that `send` puts into a list of a Redis, as Celery and kombu make them."""
         # The format is that of all of kombu's virtual transports.
         with Connection("memory://") as connection:  # type: ignore[no-untyped-call] # kombu has few types
-            self._send(_JOB_ID, connection=connection)
+            self._send(_JOB_ID, connection=connection, **self._in_class(priority))
             message = connection.default_channel._get(QUEUE)
         message["properties"]["delivery_tag"] = _TAG
-        return MessageTemplate(dumps(message))  # type: ignore[no-untyped-call] # as above
+        text = dumps(message)  # type: ignore[no-untyped-call] # as above
+        return MessageTemplate(text, _list_of(priority))
+
+    def priority_of(self, number: int | None) -> int:
+        """Ours, of the number that a message of the broker's bears."""
+        if number is None:
+            return FIRST
+        return min(FIRST, max(0, number if self._has_first_last else FIRST - number))
+
+    @property
+    def _has_first_last(self) -> bool:
+        """Whether the broker's first class has the highest number, as AMQP has it; on Redis it is 0."""
+        return str(self._app.conf.broker_url).startswith(("amqp", "pyamqp"))
+
+    def _in_class(self, priority: int) -> dict[str, int]:
+        number = priority if self._has_first_last else FIRST - priority
+        return {"priority": number} if number else {}
 
     def depth(self) -> int:
         """How many messages wait in our queue, says the broker; those that workers hold are not counted.
@@ -178,6 +204,12 @@ class TaskSender:
         """All that the transport raises when the broker is away or unwilling."""
         broker = self._app.pool.connection
         return (KombuError, *broker.connection_errors, *broker.channel_errors)
+
+
+def _list_of(priority: int) -> str:
+    """kombu's list of a Redis for messages of that priority: one for each of its steps, 0 comes first."""
+    step = max(step for step in PRIORITY_STEPS if step <= FIRST - priority)
+    return f"{QUEUE}{SEPARATOR}{step}" if step else QUEUE
 
 
 def _depth(connection: Any) -> int:

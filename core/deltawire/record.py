@@ -1,14 +1,19 @@
 """A job's record: the hash that is the truth about it (PROTOCOL.md §3.1), and what its cancel key says."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from .events import TERMINAL_STATUSES, Timings
-from .options import Options
+from .options import FIRST, Options
 
 Field = str | bytes | float
 MAX_REASON_CHARACTERS: Final = 255
+SUMMARY: Final = (
+    *("status", "attempt", "created_at", "tenant", "options", "started_at", "first_delta_at", "finished_at"),
+    *("not_before", "admitted", "message"),
+)
+"""What a record is without the request."""
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True):
@@ -34,6 +39,10 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     """Until when a parked job waits; milliseconds of Redis' own clock."""
     lease_until: int | None = None
     """Of the running attempt; milliseconds of Redis' own clock."""
+    is_admitted: bool = False
+    """Whether it had a place among its tenant's when it was made."""
+    message: bytes | None = None
+    """What the message of a job that waits for its turn said besides; JSON."""
 
     @property
     def is_terminal(self) -> bool:
@@ -43,6 +52,11 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     def queue_deadline(self) -> float:
         """When the job, if it is still queued, has waited for too long."""
         return self.created_at + self.options.queue_timeout_s
+
+    def message_options(self) -> dict[str, Any]:
+        """What its message is to say besides its id, for those who send it (again)."""
+        said: dict[str, Any] = msgspec.json.decode(self.message) if self.message else {}
+        return said | ({} if self.options.priority == FIRST else {"priority": self.options.priority})
 
     def is_parked(self, now: float) -> bool:
         """Whether the job is queued and waits for its time, not for a worker."""
@@ -68,6 +82,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
         ]
         if self.request is not None:
             fields += ["request", self.request]
+        if self.is_admitted:
+            fields += ["admitted", 1]
         if self.digest:
             fields += ["digest", self.digest]
         if self.retries:
@@ -104,6 +120,8 @@ def read_record(reply: list[bytes]) -> Record | None:
         attempt_began_at=moment(b"attempt_began_at"),
         not_before=int(fields[b"not_before"]) if b"not_before" in fields else None,
         lease_until=int(fields[b"lease_until"]) if b"lease_until" in fields else None,
+        is_admitted=b"admitted" in fields,
+        message=fields.get(b"message"),
     )
 
 

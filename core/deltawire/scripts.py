@@ -39,6 +39,9 @@ WAIT: Final = _load("wait")
 ONCE: Final = _load("once")
 TAKE: Final = _load("take")
 REVOKE: Final = _load("revoke")
+ADMIT: Final = _load("admit")
+TURNS: Final = _load("turns")
+ERASE: Final = _load("erase")
 
 
 class Executor(Protocol):

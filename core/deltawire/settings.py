@@ -1,5 +1,6 @@
 """What every service of ours is told: where Redis and the broker are, who may ask, how to log."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -7,7 +8,8 @@ import msgspec
 from .api_keys import ApiKey, parse_api_keys
 from .environment import Environment
 from .log_format import LOG_FORMATS, LOG_LEVELS
-from .variables import Variable, choice
+from .tenants import MAX_QUEUED, MAX_RUNNING, Quota, TenantLimits, read_quotas
+from .variables import Variable, choice, integer
 
 
 def _redis_url(environment: Environment, name: str, _: Any) -> str:
@@ -76,6 +78,35 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
             is_secret=True,
         ),
     ] = ()
+    tenant_max_running: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_TENANT_MAX_RUNNING",
+            "How many jobs a tenant may have in the broker's queue and running; further ones wait for their "
+            "turn. 0 is no limit. The same in all services.",
+            integer(0, 100_000_000),
+        ),
+    ] = MAX_RUNNING
+    tenant_max_queued: Annotated[
+        int,
+        Variable(
+            "DELTAWIRE_TENANT_MAX_QUEUED",
+            "How many jobs of a tenant may wait for their turn; further ones are refused (429). 0 is no "
+            "limit.",
+            integer(0, 100_000_000),
+        ),
+    ] = MAX_QUEUED
+    tenants: Annotated[
+        Mapping[str, Quota],
+        Variable(
+            "DELTAWIRE_TENANTS",
+            "Limits of single tenants in place of those two, as TOML: `[tenants.NAME]` with `max_running`, "
+            "`max_queued`. Here (in single quotes), or in the file that `DELTAWIRE_TENANTS_FILE` names.",
+            read_quotas,
+            is_secret=True,
+            default="",
+        ),
+    ] = msgspec.field(default_factory=dict)
     log_format: Annotated[
         str, Variable("DELTAWIRE_LOG_FORMAT", "What log lines look like.", choice(*LOG_FORMATS))
     ] = "text"
@@ -83,3 +114,9 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Variable("DELTAWIRE_LOG_LEVEL", "From which level on they are written.", choice(*LOG_LEVELS)),
     ] = "info"
+
+    @property
+    def tenant_limits(self) -> TenantLimits:
+        return TenantLimits(
+            max_running=self.tenant_max_running, max_queued=self.tenant_max_queued, of_tenants=self.tenants
+        )

@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from .ending import AsCancelled, Ending, as_lost, as_queue_timeout
 from .errors import RedisRefusedError, RedisUnavailableError, WireError
@@ -23,6 +23,7 @@ from .log import Head, JobLog
 from .log_fold import LogFold, fold_pages
 from .record import Record
 from .recover import End, recover
+from .turns import Turns
 
 INTERVAL_S: Final = 1.0
 SLOW_S: Final = 1.0
@@ -39,7 +40,7 @@ _T = TypeVar("_T")
 class Queue(Protocol):
     """The broker. Both block and raise WireError `queue_unavailable`."""
 
-    def send(self, job_id: str) -> None: ...
+    def send(self, job_id: str, **message: Any) -> None: ...
     def depth(self) -> int:
         """How many messages wait."""
 
@@ -51,6 +52,7 @@ class Sweeper:
         self._log = log
         self._index = log.index
         self._queue = queue
+        self._turns = Turns(log, queue)
         self._owner = owner
         self._looks: dict[tuple[str, int, int | None], float] = {}
         """When an expired lease was seen first, by job, attempt and lease. Loop time."""
@@ -92,10 +94,16 @@ class Sweeper:
         self._looks = {look: at for look, at in self._looks.items() if look in self._seen}
         overdue = await self._quickly(self._index.overdue(time.time(), BATCH))
         await self._index.left_queue(await self._where(overdue, self._waits_no_more))
+        too_long = await self._quickly(self._index.held_too_long(time.time(), BATCH))
+        await self._index.left_hold(await self._where(too_long, self._waits_no_more))
+        await self._turns.call_all()
         await self._bring_back()
         now = asyncio.get_running_loop().time()
         if now - self._looked_at_queue >= LOST_MESSAGE_INTERVAL_S:
             self._looked_at_queue = now
+            await self._index.left_hold(
+                await self._where(await self._index.some_held(BATCH), self._is_not_held)
+            )
             await self._send_lost()
 
     # Lost workers.
@@ -129,7 +137,7 @@ class Sweeper:
         decision = recover(record)
         may_wait = not isinstance(decision, End) and lost_for_s < record.options.queue_timeout_s
         if may_wait and await self._log.cancel_request(job_id) is None:
-            await self._send(job_id)
+            await self._send(job_id, record)
             return False
         claim = await self._log.claim(job_id, owner=self._owner, lease_s=LEASE_S, take_over=record.attempt)
         if claim.code != "CLAIMED" or claim.record is None:
@@ -190,8 +198,17 @@ class Sweeper:
             return False  # it waits for its time, not for its message
         self._unsent.add(job_id)
         if job_id in self._unsent_before:
-            await self._send(job_id)
+            await self._send(job_id, record)
         return False
+
+    async def _is_not_held(self, job_id: str) -> bool:
+        """Has a job that waits for its turn, and was forgotten, wait again. Whether it waits no more."""
+        record = await self._quickly(self._log.summary(job_id), job_id)
+        if record is None:
+            return False  # as above
+        if record.status == "queued" and await self._log.places.admit(job_id, record) == "ADMITTED":
+            await self._turns.call(record.tenant, [job_id])
+        return record.status not in {"queued", "in_progress"}
 
     async def _bring_back(self) -> None:
         """Sends messages of parked jobs that are due, and that nobody has sent: the queue is empty."""
@@ -205,15 +222,15 @@ class Sweeper:
         if record is not None and record.status == "queued":
             if record.is_parked(time.time()):
                 return False
-            await self._send(job_id)
+            await self._send(job_id, record)
         return True
 
-    async def _send(self, job_id: str) -> None:
+    async def _send(self, job_id: str, record: Record) -> None:
         """Sends a job's message, unless some sweeper did so in the last minute. Claims make it harmless."""
         if await self._index.may_send(job_id, RESEND_PAUSE_S):
             _log.info("sending the message of a job again", extra={"job_id": job_id})
             try:
-                await asyncio.to_thread(self._queue.send, job_id)
+                await asyncio.to_thread(self._queue.send, job_id, **record.message_options())
             except WireError:
                 await self._index.was_not_sent(job_id)
                 raise

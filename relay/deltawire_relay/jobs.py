@@ -12,12 +12,12 @@ from deltawire.codec import decode
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import TERMINAL_STATUSES, Cancelled, Failed, Incomplete, TerminalEvent
 from deltawire.keys import is_job_id
-from deltawire.log import JobLog
+from deltawire.log import JobLog, Submitted
 from deltawire.log_fold import LogFold, fold_pages
 from deltawire.messages import CancelResult
-from deltawire.options import Options, check_request, parse_options
+from deltawire.options import FIRST, Options, check_request, parse_options
 from deltawire.outputs import parsed_again
-from deltawire.queue import QUEUE, TaskSender
+from deltawire.queue import TaskSender
 from deltawire.scripts import Scripts
 
 from .auth import Principal
@@ -29,8 +29,8 @@ CANCEL_WAIT_S: Final = 1.0
 class Queue(Protocol):
     """Where messages for the workers go."""
 
-    async def enqueue(self, job_id: str) -> None:
-        """Raises WireError `queue_unavailable`."""
+    async def enqueue(self, job_id: str, **message: Any) -> None:
+        """`message` as TaskSender.send takes it. Raises WireError `queue_unavailable`."""
 
 
 def check_job_id(job_id: str) -> str:
@@ -79,21 +79,22 @@ class Jobs:
         self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
     ) -> str:
         """Writes the record, then sends the message. Returns the job's status. Raises as `enter`, `send`."""
-        status = await self.enter(job_id, request, options, principal)
-        await self.send(job_id, status)
-        return status
+        submitted = await self.enter(job_id, request, options, principal)
+        await self.send(job_id, submitted)
+        return submitted.status
 
     async def enter(
         self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
-    ) -> str:
-        """Writes the record: the first half of `submit`. Returns the job's status.
+    ) -> Submitted:
+        """Writes the record: the first half of `submit`.
 
-        Raises `idempotency_conflict` where the job exists and was asked for with another body.
+        Raises `idempotency_conflict` where the job exists and was asked for with another body, and
+        `tenant_queue_full`.
         """
         principal.require("submit")
         options = msgspec.structs.replace(options, tenant=_tenant(principal))
         encoded = msgspec.json.encode(request)
-        digest = hashlib.sha256(msgspec.json.encode([request, options], order="sorted")).hexdigest()
+        digest = hashlib.sha256(msgspec.json.encode([request, _said(options)], order="sorted")).hexdigest()
         submitted = await self._log.submit(
             job_id, request=encoded, options=options, digest=digest, created_at=time.time()
         )
@@ -103,14 +104,14 @@ class Jobs:
                 "this Idempotency-Key was used with another body; use a new key",
                 param="Idempotency-Key",
             )
-        return submitted.status
+        return submitted
 
-    async def send(self, job_id: str, status: str) -> None:
-        """Sends the message of a job that has its record, and then `status`. Raises `queue_unavailable`."""
-        if status == "queued":
+    async def send(self, job_id: str, submitted: Submitted) -> None:
+        """Sends the message of a job that has its record, if it needs one. Raises `queue_unavailable`."""
+        if submitted.message is not None:
             # Also on a repeat: the first call may have died between record and message. Claims make a
             # second message harmless.
-            await self._queue.enqueue(job_id)
+            await self._queue.enqueue(job_id, **submitted.message)
 
     async def mark_watched(self, job_id: str) -> None:
         """Says that somebody waits for a job to which nobody listens here. Raises RedisUnavailableError."""
@@ -203,14 +204,22 @@ def _tenant(principal: Principal) -> str:
     return principal.tenant or "default"
 
 
+def _said(options: Options) -> dict[str, Any]:
+    """The options, but for what the release before this one did not have: repeats outlive an upgrade."""
+    said: dict[str, Any] = msgspec.to_builtins(options)
+    if options.priority == FIRST:
+        del said["priority"]
+    return said
+
+
 class CeleryQueue:
     """Sends messages from a thread: Celery's `apply_async` takes a millisecond and blocks."""
 
     def __init__(self, sender: TaskSender) -> None:
         self._sender = sender
 
-    async def enqueue(self, job_id: str) -> None:
-        await asyncio.to_thread(self._sender.send, job_id)
+    async def enqueue(self, job_id: str, **message: Any) -> None:
+        await asyncio.to_thread(self._sender.send, job_id, **message)
 
 
 class RedisQueue:
@@ -220,11 +229,13 @@ class RedisQueue:
     """
 
     def __init__(self, sender: TaskSender, redis: Scripts) -> None:
-        self._template = sender.template()
+        self._templates = [sender.template(priority) for priority in range(FIRST + 1)]
         self._redis = redis
 
-    async def enqueue(self, job_id: str) -> None:
+    async def enqueue(self, job_id: str, *, priority: int = FIRST, **_: Any) -> None:
+        """Nothing else is said by a job that came in over HTTP."""
+        template = self._templates[priority]
         try:
-            await self._redis.execute("LPUSH", QUEUE, self._template.message(job_id))
+            await self._redis.execute("LPUSH", template.queue, template.message(job_id))
         except RedisUnavailableError as error:
             raise WireError("queue_unavailable", "Redis did not take the job's message; try again") from error

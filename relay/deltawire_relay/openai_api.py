@@ -93,13 +93,13 @@ class OpenAIApi:
         try:
             # The hub opens while the record is written; should it fail to, the job goes no further here.
             entering = self._jobs.enter(job_id, asked.request, asked.options, principal)
-            _, status = await asyncio.gather(opened, entering)
+            _, submitted = await asyncio.gather(opened, entering)
             hub.subscribers.add(subscriber)
             await subscriber.open()
             # It is read before anybody writes: a job of this door is watched from its first moment.
             if asked.options.on_abandon == "cancel" and not hub.is_listening:
                 await self._jobs.mark_watched(job_id)
-            await self._jobs.send(job_id, status)
+            await self._jobs.send(job_id, submitted)
         except BaseException:
             close()
             raise

@@ -71,7 +71,7 @@ class SteppedLog(OpenedLog):
 
 async def test_submit_creates_the_record_and_the_first_event(job_log: OpenedLog) -> None:
     """A submitted job is queued, holds its request and options, and its log begins with `queued`."""
-    assert await submit(job_log, tenant="t", retention_s=5) == Submitted(True, "queued", True)
+    assert await submit(job_log, tenant="t", retention_s=5) == Submitted(True, "queued", True, {})
     record = await job_log.record("job")
     assert record is not None
     assert (record.status, record.attempt, record.created_at, record.tenant) == ("queued", 0, NOW, "t")
@@ -84,8 +84,8 @@ async def test_submit_can_be_repeated(job_log: OpenedLog) -> None:
     """Creating is create-if-absent: a repeat changes nothing and says whether the body was the same."""
     await submit(job_log)
     before = await job_log.client.hgetall("dw:{job}:meta")
-    assert await submit(job_log) == Submitted(False, "queued", True)
-    assert await submit(job_log, digest="other", tenant="x") == Submitted(False, "queued", False)
+    assert await submit(job_log) == Submitted(False, "queued", True, {})
+    assert await submit(job_log, digest="other", tenant="x") == Submitted(False, "queued", False, {})
     assert await job_log.client.hgetall("dw:{job}:meta") == before
     assert await numbers(job_log) == [1]
 

@@ -24,6 +24,7 @@ from deltawire.log_fold import LogFold, fold_pages
 from deltawire.options import Options
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
+from deltawire.turns import Turns
 from deltawire_worker import generate as generate_module
 from deltawire_worker.abandonment import Abandonment
 from deltawire_worker.asking import Asker
@@ -32,6 +33,7 @@ from deltawire_worker.flusher import Flusher
 from deltawire_worker.generate import Generator
 from deltawire_worker.lease import Leases, Presence
 from deltawire_worker.pool import Cancellation
+from deltawire_worker.quotas import Quotas
 from deltawire_worker.run import Outcome, Run
 from deltawire_worker.upstream import UpstreamClient
 from deltawire_worker.upstreams import Upstream, Upstreams
@@ -53,6 +55,12 @@ async def until(is_true: Callable[[], object], *, within_s: float = DEADLINE_S) 
     async with asyncio.timeout(within_s):
         while not is_true():  # noqa: ASYNC110 - what is waited for has no event for tests
             await asyncio.sleep(0.002)
+
+
+class NoQueue:
+    """A broker that takes messages and keeps none."""
+
+    def send(self, job_id: str, **message: Any) -> None: ...
 
 
 class Bench:
@@ -89,6 +97,7 @@ class Bench:
             leases=self.leases,
             presence=self.presence,
             abandonment=self.abandonment,
+            quotas=Quotas(self.log.places, Turns(self.log, NoQueue()), self.runs),
         )
 
     async def run(self, job_id: str, body: Any = None, options: Any = None, **kwargs: Any) -> Outcome:
@@ -1201,6 +1210,7 @@ async def test_another_owner_of_the_same_number_is_not_written_over(bench: Bench
     else:
         assert claim.code == "HELD"
         task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_a_second_delivery_after_a_loss_goes_along_with_the_run(bench: Bench) -> None:

@@ -30,7 +30,7 @@ WAIT_S = 30.0
 class NoQueue:
     """A broker that nothing is to be sent to."""
 
-    def send(self, job_id: str) -> None:
+    def send(self, job_id: str, **_: Any) -> None:
         raise AssertionError(f"{job_id} was sent again")
 
     def depth(self) -> int:

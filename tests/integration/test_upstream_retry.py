@@ -304,7 +304,7 @@ class Queue:
     def __init__(self) -> None:
         self.sent: list[str] = []
 
-    def send(self, job_id: str) -> None:
+    def send(self, job_id: str, **_: Any) -> None:
         self.sent.append(job_id)
 
     def depth(self) -> int:

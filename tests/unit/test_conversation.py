@@ -16,6 +16,7 @@ from deltawire_relay.revoked import Revoked
 from deltawire_relay.websocket import WebSocketDoor
 from tests.support.virtual_time import virtual_time
 from tests.unit.test_heartbeats import connect
+from tests.unit.test_http_protocol import FakeTransport
 from tests.unit.test_limits import is_empty
 from tests.unit.test_websocket_protocol import masked
 

@@ -38,7 +38,7 @@ class FakeQueue:
         self.is_away = False
         self._lock = threading.Lock()
 
-    def send(self, job_id: str) -> None:
+    def send(self, job_id: str, **_: Any) -> None:
         if self.is_away:
             raise WireError("queue_unavailable", "away")
         with self._lock:

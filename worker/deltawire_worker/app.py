@@ -16,6 +16,7 @@ from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
 from deltawire.redis_client import RedisClient
 from deltawire.sweeper import Sweeper
+from deltawire.turns import Turns
 
 from .abandonment import Abandonment
 from .asking import Asker
@@ -26,6 +27,7 @@ from .lease import Leases, Presence
 from .models import Catalogue
 from .parking import Parking
 from .probes import Probes
+from .quotas import Quotas
 from .run import Run
 from .settings import Settings
 from .task import register
@@ -80,7 +82,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-worker")
         stack.push_async_callback(redis.aclose)
-        log = JobLog(redis, keys)
+        log = JobLog(redis, keys, settings.tenant_limits)
         flusher = Flusher(settings.redis_url, keys, max_log_bytes=settings.max_log_bytes)
         await flusher.start()
         stack.push_async_callback(flusher.close)
@@ -91,15 +93,16 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(client.aclose)
         leases = Leases(flusher, owner, runs)
         presence = Presence(log.index, owner, runs)
-        sender = TaskSender(app)
+        sender = app.sender = TaskSender(app)
         sweeper = Sweeper(log, sender, owner=f"{owner}-sweeper")
         abandonment = Abandonment(log, runs)
         parking = app.parking = Parking(sender)
         stack.push_async_callback(parking.drain)
+        quotas = Quotas(log.places, Turns(log, sender), runs)
         models = Catalogue(redis, keys, settings.upstreams, client)
         kept = in_background(
             *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
-            *(parking.keep(), models.keep()),
+            *(parking.keep(), models.keep(), quotas.keep()),
         )
         await stack.enter_async_context(kept)
         app.generator_loop = asyncio.get_running_loop()
@@ -113,6 +116,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
             leases=leases,
             presence=presence,
             abandonment=abandonment,
+            quotas=quotas,
         )
         probes = Probes(settings.host, settings.worker_port, is_ready=lambda: flusher.is_connected)
         await probes.start()

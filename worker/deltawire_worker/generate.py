@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, assert_never
 
@@ -38,6 +38,7 @@ from .flusher import Flusher
 from .lease import Leases, Presence
 from .parking import park
 from .pool import Cancellation, cancellation
+from .quotas import Quotas
 from .refusal import UpstreamError
 from .retry import Park
 from .run import CancelWanted, DeadlinePassed, Outcome, Refused, Run
@@ -65,6 +66,7 @@ class Generator:
         leases: Leases,
         presence: Presence,
         abandonment: Abandonment,
+        quotas: Quotas,
     ) -> None:
         self._log = log
         self._flusher = flusher
@@ -75,14 +77,22 @@ class Generator:
         self._leases = leases
         self._presence = presence
         self._abandonment = abandonment
+        self._quotas = quotas
         self._structured_output = StructuredOutput()
 
-    async def generate(self, job_id: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
+    async def generate(
+        self,
+        job_id: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        message: Callable[[], bytes] = bytes,
+    ) -> Outcome:
         """Runs the job of one queue message.
 
         `kwargs` hold `request` and `options` where the sender wrote no record; wrong ones end the job as
-        failed. Raises JobExpiredError (no record, and no body to make one of, or the job has failed before)
-        and RedisUnavailableError (the message should come again: Redis is away, or has lost events).
+        failed. `message` says what it said besides, should the job have to wait for its turn. Raises
+        JobExpiredError (no record, and no body to make one of, or the job has failed before) and
+        RedisUnavailableError (the message should come again: Redis is away, or has lost events).
 
         Cancelled from outside it lets go of the upstream, and ends the job or leaves it to another attempt.
         """
@@ -95,6 +105,7 @@ class Generator:
                 return takes
             claim, decision = takes
             run = self._open_run(job_id, claim)
+            run.said = message
             outcome = Outcome("in_progress")
             try:
                 outcome = await self._run(run, claim, decision, problem)
@@ -133,6 +144,8 @@ class Generator:
 
     def _close_run(self, run: Run, outcome: Outcome) -> None:
         self._flusher.close_writer(run.writer)
+        if not outcome.is_held:
+            self._quotas.left(run)
         if self._runs.get(run.job_id) is run:
             del self._runs[run.job_id]
         run.over.set_result(outcome)
@@ -264,7 +277,8 @@ class Generator:
                 run.put(Restarted, reason="worker_lost", discard_through=claim.top)
             ending = await self._stream(run, question)
         if isinstance(ending, Park):
-            self._presence.queues(run.job_id)
+            if ending.delay_s:  # else it waits for its turn, and has no message
+                self._presence.queues(run.job_id)
             parked = await park(run, ending.delay_s, log=self._log, owner=self._owner)
             if isinstance(parked, Outcome):
                 return parked
@@ -298,6 +312,8 @@ class Generator:
     async def _stream(self, run: Run, question: Question) -> Ending | Park | None:
         """Reads the upstream into the log. None: the log takes nothing more from this attempt."""
         failure: WireError | Park | None = None
+        if run.cause is None and not await self._quotas.admit(run):
+            return Park(0)
         if run.cause is None:  # else it was ended while its readers had time to come back
             failure = await self._asker.ask(run, question)
         match run.cause:

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 async def park(run: Run, delay_s: float, *, log: JobLog, owner: str) -> Outcome | AsCancelled:
     """Gives a run's job back to the queue for a while, or says why that cannot be.
 
+    For 0 s: until it is its turn among its tenant's; then its message says again what it said besides.
     Cancelled meanwhile it leaves in `run.is_parked` what came of it. Raises RedisUnavailableError.
     """
     record = msgspec.structs.replace(
@@ -40,7 +41,8 @@ async def park(run: Run, delay_s: float, *, log: JobLog, owner: str) -> Outcome 
         attempt=run.attempt,
         retries=run.retries,
         waited_s=run.waited_s,
-        attempt_began_at=run.began_at,
+        attempt_began_at=run.began_at if delay_s else run.record.attempt_began_at,
+        message=None if delay_s else run.said() or None,
     )
     try:
         async with asyncio.timeout(PARK_TIMEOUT_S):
@@ -59,7 +61,7 @@ async def park(run: Run, delay_s: float, *, log: JobLog, owner: str) -> Outcome 
                     raise
                 if code == "PARKED":
                     run.is_parked = True
-                    return Outcome("queued", again_in_s=delay_s)
+                    return Outcome("queued", again_in_s=delay_s or None, is_held=not delay_s)
                 if code == "CANCELLED":
                     return AsCancelled(wanted or CancelRequest(), time.time(), run.upstream_closed_at)
                 if code == "STALE":

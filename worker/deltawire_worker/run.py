@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -26,11 +26,15 @@ _log = logging.getLogger(__name__)
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of a job; `code` is set where it has failed, `again_in_s` where it is parked so long."""
+    """What became of a job; `code` is set where it has failed, `again_in_s` where it is parked so long.
+
+    `is_held`: it waits for its turn among its tenant's.
+    """
 
     status: str
     code: str | None = None
     again_in_s: float | None = None
+    is_held: bool = False
 
 
 class CancelWanted(msgspec.Struct, frozen=True):
@@ -70,6 +74,10 @@ class Run:
         self.is_done = False
         """Whether the upstream has said that it was all."""
         self.is_parked = False
+        self.said: Callable[[], bytes] = bytes
+        """What the job's message said besides; JSON, or nothing."""
+        self.has_place = False
+        """Whether it is among those of its tenant that may run."""
         self.ending: Ending | None = None
         """How it has ended, once that is known."""
         self.was_asked = False

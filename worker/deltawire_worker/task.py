@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any, Final
 
 from celery import Celery
@@ -9,6 +10,7 @@ from celery.app.task import Context, Task
 from celery.exceptions import Ignore, Reject
 from celery.signals import task_revoked
 from celery.worker.request import Request
+from kombu.utils.json import dumps
 
 from deltawire.errors import DeltawireError, JobExpiredError, RedisUnavailableError, WireError
 from deltawire.keys import is_job_id
@@ -51,6 +53,13 @@ def _besides(context: Context) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None and name not in ours}
 
 
+def _stored(context: Context) -> bytes:
+    """The same, but for what is as usual, for the record of a job that waits for its turn."""
+    usual = {"root_id": context.id, "retries": 0, "replaced_task_nesting": 0}
+    said = {name: value for name, value in _besides(context).items() if usual.get(name) != value}
+    return dumps(said).encode() if said else b""  # type: ignore[no-untyped-call] # kombu has few types
+
+
 def register(app: Celery) -> None:
     """Adds the task to `app`, which has `generator` and its `generator_loop` when it runs."""
 
@@ -68,7 +77,7 @@ def register(app: Celery) -> None:
                 raise WireError("invalid_job_id", "a task id must be 1 to 128 of A-Z a-z 0-9 _ -")
             generator: Generator = app.generator
             try:
-                outcome = await_(generator.generate(job_id, args, kwargs))
+                outcome = await_(generator.generate(job_id, args, kwargs, partial(_stored, context)))
             except RedisUnavailableError as error:
                 # The message comes again at once, and often: not faster than once a second.
                 await_(asyncio.sleep(REQUEUE_PAUSE_S))
@@ -79,8 +88,11 @@ def register(app: Celery) -> None:
             if outcome.again_in_s is not None:
                 # This message is done with; another one comes in time, and its end is the job's.
                 parking: Parking = app.parking
-                parking.put(job_id, outcome.again_in_s, **_besides(context))
+                priority = app.sender.priority_of((context.delivery_info or {}).get("priority"))
+                parking.put(job_id, outcome.again_in_s, priority=priority, **_besides(context))
                 raise Ignore
+            if outcome.is_held:
+                raise Ignore  # as above; who calls the job sends the other one
             if outcome.code is not None:
                 raise JobFailedError(outcome.code)
             return {"job_id": job_id, "status": outcome.status}

@@ -47,7 +47,7 @@ end
 if fields_end > 7 then redis.call('HSET', KEYS[1], unpack(ARGV, 8, fields_end)) end
 if terminal ~= '' then
   redis.call('HSET', KEYS[1], 'status', terminal)
-  redis.call('HDEL', KEYS[1], 'request', 'lease_until')
+  redis.call('HDEL', KEYS[1], 'request', 'message', 'lease_until')
   -- An owner that wakes late, or a message that comes again, must not bring back a job that is gone.
   local mark_s = 3600
   if tonumber(ttl) < mark_s then

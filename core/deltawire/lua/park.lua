@@ -1,7 +1,8 @@
--- Puts a running job back into the queue for a while: its upstream has said when to come again. The attempt is
--- not counted, since the next claim goes on with it; until then a claim is answered PARKED.
+-- Puts a running job back into the queue: for a while, if its upstream has said when to come again, or until it is
+-- its turn among its tenant's. The attempt is not counted, since the next claim goes on with it; until the wait is
+-- over a claim is answered PARKED.
 -- KEYS   1 meta, 2 log, 3 cancel
--- ARGV   1 attempt, 2 owner, 3 wait in ms, 4 ttl_s, 5 top of the log as its owner knows it,
+-- ARGV   1 attempt, 2 owner, 3 wait in ms (0: until its turn), 4 ttl_s, 5 top of the log as its owner knows it,
 --        6... record fields (name, value, ...)
 -- REPLY  {'PARKED', ''} | {'CANCELLED', cancel value}: refused, end the job
 --        | {'STALE', ''}: the attempt is not the caller's any more, or the job has ended
@@ -20,7 +21,11 @@ local time = redis.call('TIME')
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'attempt', -1)
-redis.call('HDEL', KEYS[1], 'owner', 'lease_until')
+redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'admitted')
 redis.call('HSET', KEYS[1], 'status', 'queued', unpack(ARGV, 6))
+-- One that waits for its first turn has not been started.
+if ARGV[3] == '0' and not redis.call('HGET', KEYS[1], 'attempt_began_at') then
+  redis.call('HDEL', KEYS[1], 'started_at')
+end
 redis.call('HSET', KEYS[1], 'not_before', time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3]))
 return {'PARKED', ''}

@@ -1,0 +1,87 @@
+"""Calls jobs that wait for a place of their tenant's: their messages are sent when it is their turn.
+
+Whoever ends a job calls the next one of its tenant at once; once a second every sweeper calls what those who
+died have not called.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Collection
+from typing import Any, Final, Protocol
+
+from .errors import WireError
+from .log import JobLog
+
+TENANTS_AT_ONCE: Final = 100
+CHECKED_AT_ONCE: Final = 10
+NO_RECORD_S: Final = 60.0
+"""So old a job without a record has none on its way: who made it has died, or it is erased."""
+
+_log = logging.getLogger(__name__)
+
+
+class Sender(Protocol):
+    """The broker. Blocks and raises WireError `queue_unavailable`."""
+
+    def send(self, job_id: str, **message: Any) -> None: ...
+
+
+class Turns:
+    """Raises RedisUnavailableError where Redis cannot answer."""
+
+    def __init__(self, log: JobLog, queue: Sender) -> None:
+        self._log = log
+        self._places = log.places
+        self._queue = queue
+
+    async def go_on(self, tenant: str, *, left: Collection[str] = (), kept: Collection[str] = ()) -> None:
+        """Takes back the places of jobs that have `left`, and calls those whose turn it is then."""
+        await self.call(tenant, await self._places.turns(tenant, left=left, kept=kept))
+
+    async def call_all(self) -> None:
+        """Calls for some tenants, each as often as any other, whose turn it is."""
+        index = self._log.index
+        tenants = await index.waiting_tenants(TENANTS_AT_ONCE)
+        random.shuffle(tenants)
+        for tenant in tenants:
+            some = await self._places.some_running(tenant, CHECKED_AT_ONCE)
+            ended = await asyncio.gather(*map(self._has_ended, some))
+            lost = [job_id for job_id, has_ended in zip(some, ended, strict=True) if has_ended]
+            await self.go_on(tenant, left=lost)
+            if not await self._places.count_waiting(tenant):
+                await index.has_none_waiting(tenant)
+                if await self._places.count_waiting(tenant):  # since
+                    await index.has_waiting(tenant)
+
+    async def _has_ended(self, job_id: str) -> bool:
+        record = await self._log.summary(job_id)
+        return record is None or record.is_terminal
+
+    async def call(self, tenant: str, job_ids: Collection[str]) -> None:
+        """Sends the messages of jobs that have a place now. Those that cannot be sent are called again."""
+        deadlines: dict[str, float] = {}
+        over: list[str] = []
+        try:
+            for job_id in job_ids:
+                record = await self._log.summary(job_id)
+                if record is None:
+                    since = await self._places.waits_since(tenant, job_id)
+                    if since is None or time.time() - since > NO_RECORD_S:
+                        over.append(job_id)
+                elif record.is_terminal:
+                    over.append(job_id)
+                elif record.status == "queued":
+                    await self._log.index.will_queue(job_id, record.queue_deadline)
+                    await asyncio.to_thread(self._queue.send, job_id, **record.message_options())
+                    deadlines[job_id] = record.queue_deadline
+                # Else it is on its way to those that wait.
+        except WireError as error:
+            _log.warning("cannot send the messages of jobs whose turn it is: %s", error)
+        finally:
+            if deadlines:
+                await self._places.sent(tenant, deadlines)
+                await self._log.index.left_hold(deadlines)
+        if over:
+            await self._places.left(tenant, over)
