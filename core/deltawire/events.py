@@ -4,13 +4,14 @@ Field order matters on the wire: `type`, `job_id` and `sequence_number` come fir
 finds them without parsing the event (see `codec.py`). Times are Unix seconds, durations seconds.
 """
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
 from .errors import Error
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+STATUSES: Final[tuple[str, ...]] = get_args(Status)
 TERMINAL_STATUSES: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 UsageSource = Literal["provider", "estimated", "unavailable"]
 

@@ -23,7 +23,7 @@ MAX_LISTED: Final = 100_000
 """How many jobs of a tenant are listed: some 10 MB."""
 CALLED_AT_ONCE: Final = 100
 TENANTS_SEEN: Final = 10_000
-SEEN_S: Final = 600.0
+SEEN_S: Final = 60.0
 _CLASS_MS: Final = 10**13
 """Apart by so much are two priorities: more milliseconds than any clock shows."""
 

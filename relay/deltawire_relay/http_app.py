@@ -41,7 +41,7 @@ def http_app(routes: Sequence[BaseRoute], gate: Gate, limits: Limits | None = No
         app,
         allow_origins=gate.origins.exact,
         allow_origin_regex=gate.origins.pattern,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         # Any that a listed origin's page may want to send: SDKs add some of their own in each release, and
         # what counts here, the key, no browser sends by itself.
         allow_headers=["*"],

@@ -8,9 +8,9 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from deltawire.codec import decode
+from deltawire.codec import decode, sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
-from deltawire.events import TERMINAL_STATUSES, Cancelled, Failed, Incomplete, TerminalEvent
+from deltawire.events import TERMINAL_STATUSES, Cancelled, Event, Failed, Incomplete, TerminalEvent
 from deltawire.keys import is_job_id
 from deltawire.log import JobLog, Submitted
 from deltawire.log_fold import LogFold, fold_pages
@@ -18,10 +18,12 @@ from deltawire.messages import CancelResult
 from deltawire.options import FIRST, Options, check_request, parse_options
 from deltawire.outputs import parsed_again
 from deltawire.queue import TaskSender
+from deltawire.record import Record
 from deltawire.scripts import Scripts
 
 from .auth import Principal
 from .hubs import Hubs
+from .job_list import JobList, Wanted
 
 CANCEL_WAIT_S: Final = 1.0
 
@@ -49,6 +51,7 @@ class Jobs:
         self._log = log
         self._hubs = hubs
         self._queue = queue
+        self._list = JobList(log)
 
     async def create(
         self, body: dict[str, Any], principal: Principal, idempotency_key: str | None
@@ -127,37 +130,39 @@ class Jobs:
         record = head.record
         if record is None or principal.tenant not in (None, record.tenant):
             raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
-        job: dict[str, Any] = {
-            "id": job_id,
-            "object": "job",
-            "status": record.status,
-            "created_at": record.created_at,
-            "attempt": record.attempt,
-            "metadata": record.options.metadata,
-            "completion": None,
-            "outputs": None,
-            "usage": None,
-            "usage_source": None,
-            "error": None,
-            "incomplete_details": None,
-            "cancel": None,
-            "timings": None,
-            "latest_sequence_number": head.top,
-        }
         last = await self._log.last(job_id) if record.is_terminal else None
         event = decode(last) if last else None
+        job = _shown(job_id, record, event, head.top) | {"completion": None, "outputs": None}
         if isinstance(event, TerminalEvent):
-            job.update(usage=event.usage, usage_source=event.usage_source, timings=event.timings)
             job["completion"] = await self.completion(event)
             outputs = [] if isinstance(event.outputs, msgspec.UnsetType) else event.outputs
             job["outputs"] = parsed_again(outputs, job["completion"])
-            if isinstance(event, Failed):
-                job["error"] = event.error
-            elif isinstance(event, Incomplete):
-                job["incomplete_details"] = event.incomplete_details
-            elif isinstance(event, Cancelled):
-                job["cancel"] = event.cancel
         return job
+
+    async def list(self, wanted: Wanted, principal: Principal) -> dict[str, Any]:
+        """A page of the tenant's jobs, as `GET /v1/jobs` shows it. Raises WireError."""
+        principal.require("list")
+        page = await self._list.page(principal.tenant, wanted)
+        jobs = []
+        for job_id, record in page.jobs:
+            # One at a time: the last event of each may carry a completion of 256 KiB.
+            last = await self._log.last(job_id)
+            top = sequence_number_of(last) if last else 0
+            jobs.append(_shown(job_id, record, decode(last) if last and record.is_terminal else None, top))
+        first_id = jobs[0]["id"] if jobs else None
+        answer = {"object": "list", "data": jobs, "first_id": first_id, "last_id": page.last_id}
+        return answer | {"has_more": page.has_more}
+
+    async def delete(self, job_id: str, principal: Principal) -> None:
+        """Cancels the job if it has not ended, and erases it. Raises WireError `unknown_job`."""
+        principal.may(check_job_id(job_id), "cancel")
+        record = await self._log.summary(job_id)
+        if record is not None and principal.tenant in (None, record.tenant):
+            if not record.is_terminal:
+                await self.cancel(job_id, principal, reason="deleted")
+            if await self._log.erase(job_id, "deleted"):
+                return
+        raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
 
     async def completion(self, event: TerminalEvent) -> dict[str, Any] | None:
         """The completion of a job that has ended, from its log where it is too large for the event.
@@ -198,6 +203,26 @@ class Jobs:
             cancelled_from=None if cancellation.cancelled_from == "unknown" else cancellation.cancelled_from,
             delivered=delivered,
         )
+
+
+def _shown(job_id: str, record: Record, event: Event | None, top: int) -> dict[str, Any]:
+    """A job as lists show it; `event` is the last one of a job that has ended."""
+    ended = event if isinstance(event, TerminalEvent) else None
+    return {
+        "id": job_id,
+        "object": "job",
+        "status": record.status,
+        "created_at": record.created_at,
+        "attempt": record.attempt,
+        "metadata": record.options.metadata,
+        "usage": ended and ended.usage,
+        "usage_source": ended and ended.usage_source,
+        "error": ended.error if isinstance(ended, Failed) else None,
+        "incomplete_details": ended.incomplete_details if isinstance(ended, Incomplete) else None,
+        "cancel": ended.cancel if isinstance(ended, Cancelled) else None,
+        "timings": ended and ended.timings,
+        "latest_sequence_number": top,
+    }
 
 
 def _tenant(principal: Principal) -> str:

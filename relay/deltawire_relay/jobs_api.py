@@ -1,5 +1,6 @@
 """The HTTP door: routes are thin, the use cases are in `jobs.py` (PROTOCOL.md §5)."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 from starlette.requests import Request
@@ -7,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deltawire.errors import WireError
+from deltawire.events import STATUSES
 from deltawire.options import parse_options
 
 from .admissions import Admissions, Stay
@@ -18,6 +20,7 @@ from .http_app import json_answer
 from .http_body import MAX_KEY_CHARACTERS, idempotency_key, json_object
 from .hubs import Hubs
 from .inbound import subscription
+from .job_list import MAX_LIMIT, Wanted
 from .jobs import Jobs, check_job_id
 from .settings import Settings
 from .subscriber import Subscriber
@@ -52,8 +55,8 @@ class JobsApi:
         return [
             Route("/healthz", self._health.healthz),
             Route("/readyz", self._health.readyz),
-            Route("/v1/jobs", self.create_job, methods=["POST"]),
-            Route("/v1/jobs/{job_id}", self.show_job),
+            _route("/v1/jobs", GET=self.list_jobs, POST=self.create_job),
+            _route("/v1/jobs/{job_id}", GET=self.show_job, DELETE=self.delete_job),
             Route("/v1/jobs/{job_id}/events", self.show_events),
             Route("/v1/jobs/{job_id}/cancel", self.cancel_job, methods=["POST"]),
         ]
@@ -91,6 +94,16 @@ class JobsApi:
     async def show_job(self, request: Request) -> Response:
         principal = await self._principal(request)
         return json_answer(200, await self._jobs.describe(request.path_params["job_id"], principal))
+
+    async def list_jobs(self, request: Request) -> Response:
+        principal = await self._principal(request)
+        return json_answer(200, await self._jobs.list(_wanted(request), principal))
+
+    async def delete_job(self, request: Request) -> Response:
+        principal = await self._principal(request)
+        job_id = request.path_params["job_id"]
+        await self._jobs.delete(job_id, principal)
+        return json_answer(200, {"id": job_id, "object": "job.deleted", "deleted": True})
 
     async def cancel_job(self, request: Request) -> Response:
         principal = await self._principal(request)
@@ -140,6 +153,30 @@ class JobsApi:
         """Says goodbye to the event streams, which come back later."""
         for stream in tuple(self._event_streams):
             say_goodbye(stream, window_s)
+
+
+def _route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> Route:
+    """One route for all methods of a path: of several, Starlette's 405 would name those of one."""
+
+    async def endpoint(request: Request) -> Response:
+        return await methods["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, endpoint, methods=list(methods))
+
+
+def _wanted(request: Request) -> Wanted:
+    """The page that a query asks for. Raises WireError."""
+    query = request.query_params
+    limit, status, order = query.get("limit", "20"), query.get("status") or None, query.get("order", "desc")
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_LIMIT:
+        raise WireError("invalid_request", f"limit must be 1 to {MAX_LIMIT}", param="limit")
+    if status is not None and status not in STATUSES:
+        raise WireError("invalid_request", f"status must be one of {', '.join(STATUSES)}", param="status")
+    if order not in ("asc", "desc"):
+        raise WireError("invalid_request", "order must be asc or desc", param="order")
+    return Wanted(
+        limit=int(limit), after=query.get("after") or None, status=status, descending=order == "desc"
+    )
 
 
 def _position(request: Request) -> int:
