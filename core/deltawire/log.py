@@ -360,7 +360,7 @@ class JobLog:
             fields=("finished_at", now),
         )
         if code in {"OK", "CANCELLING", "ENDED"}:
-            await self.places.left(record.tenant, (job_id,))
+            await asyncio.gather(self.places.left(record.tenant, (job_id,)), self.index.left_hold((job_id,)))
         return code
 
     async def erase(self, job_id: str, reason: str) -> bool:
