@@ -14,6 +14,7 @@ import uvicorn
 
 from deltawire.background import in_background
 from deltawire.errors import RedisUnavailableError
+from deltawire.job_counts import JobCounts
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.queue import TaskSender, make_app
@@ -144,12 +145,12 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         )
         limits = Limits(settings.bounds, open_files=open_files.room())
         websockets = WebSocketDoor(gate, hubs, jobs, admissions, limits)
-        keepers = [each.keep() for each in (jwks, revocations) if each is not None]
+        counts = JobCounts(log.index)
+        kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep()]
+        kept += [each.keep() for each in (jwks, revocations) if each is not None]
         if verifier is not None:
-            keepers.append(admissions.keep())
-        await stack.enter_async_context(
-            in_background(sweeper.keep(), standby.keep(), websockets.keep(), *keepers)
-        )
+            kept.append(admissions.keep())
+        await stack.enter_async_context(in_background(*kept))
         config = uvicorn.Config(
             http_app([*api.routes(), *tokens.routes(), *openai.routes()], gate, limits),
             host=settings.host,

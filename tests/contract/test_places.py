@@ -5,9 +5,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 
+from deltawire.background import in_background
 from deltawire.ending import as_queue_timeout
 from deltawire.errors import WireError
+from deltawire.job_counts import STATES, JobCounts, PlaceCounts
 from deltawire.options import Options
 from deltawire.tenants import Quota, TenantLimits
 from deltawire.turns import Turns
@@ -199,6 +202,25 @@ async def test_a_bare_job_waits_at_its_claim(job_log: OpenedLog, turns: Turns, b
     assert again.code == "CLAIMED"
     assert again.record is not None
     assert await job_log.places.admit("bare", again.record, runs=True) == "ADMITTED"
+
+
+async def test_jobs_are_counted_for_prometheus(job_log: OpenedLog) -> None:
+    """By what they wait for, as of the last look; and what quotas did in this process."""
+    registry, counts = CollectorRegistry(), JobCounts(job_log.index)
+    registry.register(counts)
+    registry.register(PlaceCounts(job_log.places))
+    await flood(job_log, 4)
+    with pytest.raises(WireError):
+        await submit(job_log, "j4")
+    await job_log.index.will_run("w1", ["j0"])
+    await job_log.index.lives("w1", 60)
+    async with in_background(counts.keep()):
+        while registry.get_sample_value("deltawire_jobs", {"state": "running"}) is None:
+            await job_log.index.queued(1)  # as long as it takes to ask Redis
+    found = {state: registry.get_sample_value("deltawire_jobs", {"state": state}) for state in STATES}
+    assert found == {"queued": 2, "waiting": 2, "parked": 0, "running": 1}
+    assert registry.get_sample_value("deltawire_tenant_refusals_total") == 1
+    assert registry.get_sample_value("deltawire_jobs_held_total") == 2
 
 
 async def test_all_expires(job_log: OpenedLog, turns: Turns) -> None:

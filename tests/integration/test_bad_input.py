@@ -24,7 +24,9 @@ from tests.support.relay_process import Keyring, RelayProcess, relay_in_process
 class Case(NamedTuple):
     """One row. `answer` is the HTTP status, the close code, or "open": an error, and the socket goes on."""
 
-    door: Literal["POST /v1/jobs", "OpenAI API", "HTTP", "job paths", "event stream", "WebSocket"]
+    door: Literal[
+        "POST /v1/jobs", "GET /v1/jobs", "OpenAI API", "HTTP", "job paths", "event stream", "WebSocket"
+    ]
     input: str
     answer: int | Literal["open"]
     code: str | None
@@ -84,6 +86,7 @@ CREATE: Any = "POST /v1/jobs"
 CHAT: Any = "OpenAI API"
 ANY: Any = "HTTP"
 PATHS: Any = "job paths"
+LIST: Any = "GET /v1/jobs"
 STREAM: Any = "event stream"
 
 CASES: list[Case] = [
@@ -107,6 +110,14 @@ CASES: list[Case] = [
     http(CREATE, "no message in messages", 400, "invalid_request", body={"request": {"model": "m", "messages": []}}),
     http(CREATE, "options that are no object", 400, "invalid_request", body={**JOB, "options": []}),
     http(CREATE, "an option that does not exist", 400, "unknown_option", body={**JOB, "options": {"speed": 1}}),
+    http(CREATE, "a priority above 9", 400, "invalid_request", body={**JOB, "options": {"priority": 10}}),
+    http(LIST, "a limit above 100", 400, "invalid_request", path="/v1/jobs?limit=101", method="GET"),
+    http(LIST, "a status that does not exist", 400, "invalid_request", path="/v1/jobs?status=done", method="GET"),
+    http(LIST, "an order that does not exist", 400, "invalid_request", path="/v1/jobs?order=up", method="GET"),
+    http(LIST, "after a job that is not in the list", 400, "invalid_request", path="/v1/jobs?after=nobody", method="GET"),
+    http(LIST, "a key without the list scope", 403, "forbidden", path="/v1/jobs", method="GET", key="submitter"),
+    http(PATHS, "DELETE of a job that does not exist", 404, "unknown_job", path="/v1/jobs/nobody", method="DELETE"),
+    http(PATHS, "DELETE without the cancel scope", 403, "forbidden", path="/v1/jobs/nobody", method="DELETE", key="reader"),
     http(CREATE, "the option tenant", 400, "unknown_option", body={**JOB, "options": {"tenant": "other"}}),
     http(CREATE, "an option of the wrong type", 400, "invalid_request", body={**JOB, "options": {"timeout_s": "1"}}),
     http(CREATE, "a duration of 0", 400, "invalid_request", body={**JOB, "options": {"timeout_s": 0}}),
@@ -226,7 +237,9 @@ class Relays(NamedTuple):
 def relays(redis_server: RedisServer) -> Iterator[Relays]:
     """One relay with keys, and one without."""
     keys = Keyring(
-        all=("acme", ["read", "cancel", "submit"]), reader=("acme", ["read"]), submitter=("acme", ["submit"])
+        all=("acme", ["read", "cancel", "submit", "list"]),
+        reader=("acme", ["read"]),
+        submitter=("acme", ["submit"]),
     )
     with (
         RelayProcess(redis_server.url, {"DELTAWIRE_API_KEYS": keys.text}) as keyed,
