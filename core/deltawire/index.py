@@ -63,6 +63,10 @@ class Index:
         """Jobs that wait, those with the nearest deadline first."""
         return _names(await self._redis.execute("ZRANGE", self._keys.queued, 0, count - 1))
 
+    async def waiting(self) -> int:
+        """How many jobs wait."""
+        return int(await self._redis.execute("ZCARD", self._keys.queued))
+
     async def left_queue(self, job_ids: Collection[str]) -> None:
         if job_ids:
             await self._redis.execute("ZREM", self._keys.queued, *job_ids)

@@ -5,14 +5,22 @@ in plain attributes; the composition root registers it. Names are `deltawire_*`,
 label's values come from a set that is configured or fixed, never from a peer.
 """
 
+import asyncio
+import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from . import __version__
+
+LAG_INTERVAL_S: Final = 0.25
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Buckets for durations, from what we add ourselves to what a gateway may take."""
@@ -41,6 +49,26 @@ class Histogram:
         return samples
 
 
+Values = float | Mapping[Any, float]
+"""A number; or numbers by their labels' values: a tuple of texts, or a text where there is one label."""
+
+
+def counter_family(name: str, about: str, values: Values, labels: Sequence[str] = ()) -> CounterMetricFamily:
+    """What only grows; `name` ends in `_total`."""
+    return _filled(CounterMetricFamily(name, about, labels=labels), values)
+
+
+def gauge_family(name: str, about: str, values: Values, labels: Sequence[str] = ()) -> GaugeMetricFamily:
+    """What comes and goes."""
+    return _filled(GaugeMetricFamily(name, about, labels=labels), values)
+
+
+def _filled(family: F, values: Values) -> F:
+    for labels, value in values.items() if isinstance(values, Mapping) else [((), values)]:
+        family.add_metric((labels,) if isinstance(labels, str) else labels, value)
+    return family
+
+
 def histogram_family(
     name: str, about: str, histograms: Mapping[tuple[str, ...], Histogram], labels: Sequence[str] = ()
 ) -> HistogramMetricFamily:
@@ -49,6 +77,40 @@ def histogram_family(
     for values, histogram in histograms.items():
         family.add_metric(values, buckets=histogram.samples(), sum_value=histogram.total)
     return family
+
+
+class LoopLag:
+    """How late the event loop comes back to a timer: what everything on it waits at the least."""
+
+    def __init__(self) -> None:
+        self._lag = Histogram()
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        while True:
+            # Not by the loop's clock: uvloop's stands still while it makes its calls.
+            due = time.monotonic() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            self._lag.observe(max(0.0, time.monotonic() - due))
+
+    def collect(self) -> Iterator[Metric]:
+        yield histogram_family(
+            "deltawire_loop_lag_seconds",
+            "How much later than asked for the event loop came back to a timer.",
+            {(): self._lag},
+        )
+
+
+class BuildInfo:
+    """Which service of which version answers."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        yield gauge_family(
+            "deltawire_build_info", "1.", {(self._service, __version__): 1}, ["service", "version"]
+        )
 
 
 def new_registry() -> CollectorRegistry:

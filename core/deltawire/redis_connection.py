@@ -322,8 +322,18 @@ class RedisLink:
         self._on_push = on_push
         self._on_read = on_read
         self._task: asyncio.Task[None] | None = None
-        self._is_up = asyncio.Event()
+        self._has_come = asyncio.Event()
         self._connection: RedisConnection | None = None
+        self._connections = 0  # made so far
+
+    @property
+    def is_up(self) -> bool:
+        return self.connection is not None
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was made in the place of one that was lost."""
+        return max(0, self._connections - 1)
 
     @property
     def connection(self) -> RedisConnection | None:
@@ -349,8 +359,8 @@ class RedisLink:
     async def connected(self) -> RedisConnection:
         """Waits for a connection. The caller sets the deadline."""
         while (connection := self.connection) is None:
-            self._is_up.clear()  # it may have been lost a moment ago, and `_keep_up` not have heard of it
-            await self._is_up.wait()
+            self._has_come.clear()  # it may have been lost a moment ago, and `_keep_up` not have heard of it
+            await self._has_come.wait()
         return connection
 
     async def close(self) -> None:
@@ -370,7 +380,8 @@ class RedisLink:
                 try:
                     await self._on_connected(connection)
                     self._connection = connection
-                    self._is_up.set()
+                    self._connections += 1
+                    self._has_come.set()
                     if first is not None and not first.done():
                         first.set_result(None)
                     elif failures:

@@ -82,6 +82,7 @@ class RedisNodes:
         self._is_stale = asyncio.Event()
         self._changed = asyncio.Event()
         self._left_at = float("-inf")
+        self._past_reconnects = 0  # of links that are no more
         self._task: asyncio.Task[None] | None = None
 
     def link(self, key: str | bytes) -> RedisLink | None:
@@ -96,6 +97,16 @@ class RedisNodes:
     def is_connected(self) -> bool:
         """Whether any primary can be reached."""
         return self._connection(None) is not None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all primaries can be reached, as far as they are known."""
+        return self._is_complete if self.is_cluster else self.is_connected
+
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was made in the place of one that was lost."""
+        return self._past_reconnects + sum(link.reconnects for link in self.links())
 
     async def start(self) -> None:
         """Connects. Raises RedisUnavailableError if no primary is to be reached; nothing runs then."""
@@ -240,7 +251,7 @@ class RedisNodes:
         before, self._slots = self._slots, [self._links[url] if url else None for url in slots]
         for url in self._links.keys() - primaries:
             await self._links[url].close()
-            del self._links[url]
+            self._past_reconnects += self._links.pop(url).reconnects
         if self._slots != before:
             self._announce()
             self._on_moved()

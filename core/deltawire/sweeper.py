@@ -13,14 +13,17 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Literal, Protocol, TypeVar
+
+from prometheus_client.core import Metric
 
 from .ending import AsCancelled, Ending, as_lost, as_queue_timeout
 from .errors import RedisRefusedError, RedisUnavailableError, WireError
 from .keys import LEASE_S
 from .log import Head, JobLog
 from .log_fold import LogFold, fold_pages
+from .metrics import counter_family, gauge_family
 from .record import Record
 from .recover import End, recover
 from .turns import Turns
@@ -63,6 +66,9 @@ class Sweeper:
         self._unsent_before: set[str] = set()
         self._reported: set[str] = set()
         self._looked_at_queue = asyncio.get_running_loop().time()
+        self._queued = self._resent = 0
+        self._sweeps = {"done": 0, "failed": 0}
+        self._endings = {"worker_lost": 0, "queue_timeout": 0}
 
     def report(self, job_id: str) -> None:
         """Somebody saw that this job has waited for too long, or that its lease has run out."""
@@ -72,8 +78,10 @@ class Sweeper:
         """Until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_S * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            result = "failed"
             try:
                 await self.sweep()
+                result = "done"
             except RedisUnavailableError as error:
                 self._forget_looks()
                 _log.warning("cannot sweep: %s", error)
@@ -81,6 +89,28 @@ class Sweeper:
                 _log.warning("cannot sweep: %s", error)
             except Exception:  # noqa: BLE001 - the outer edge: who never sweeps again is missed by nobody
                 _log.exception("cannot sweep")
+            self._sweeps[result] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        yield gauge_family(
+            "deltawire_jobs_queued",
+            "Jobs of the whole installation that wait for a worker, as this process saw it last.",
+            self._queued,
+        )
+        yield counter_family(
+            "deltawire_sweeps_total", "Looks at what nobody looks after.", self._sweeps, ["result"]
+        )
+        yield counter_family(
+            "deltawire_sweeper_endings_total",
+            "Jobs that the sweeper of this process has ended.",
+            self._endings,
+            ["reason"],
+        )
+        yield counter_family(
+            "deltawire_jobs_resent_total",
+            "Messages of jobs that were sent again, since the broker or a worker had lost them.",
+            self._resent,
+        )
 
     async def sweep(self) -> None:
         """One look at everything. Raises RedisUnavailableError and WireError `queue_unavailable`."""
@@ -105,6 +135,7 @@ class Sweeper:
                 await self._where(await self._index.some_held(BATCH), self._is_not_held)
             )
             await self._send_lost()
+        self._queued = await self._index.waiting()
 
     # Lost workers.
 
@@ -157,6 +188,7 @@ class Sweeper:
             fold=log_fold.fold,
             was_asked=log_fold.was_asked,
         )
+        self._endings["worker_lost"] += ended in {"OK", "CANCELLING"}
         return ended in {"OK", "CANCELLING", "ENDED"}
 
     # Queued jobs.
@@ -173,6 +205,7 @@ class Sweeper:
             await self._index.waits_until(job_id, record.queue_deadline)
             return False
         ended = await self._log.end(job_id, as_queue_timeout(), record=record, top=head.top)
+        self._endings["queue_timeout"] += ended in {"OK", "CANCELLING"}
         if ended == "CANCELLED":
             await self._log.cancel(job_id, reason="cancel_key")
         return True
@@ -231,6 +264,7 @@ class Sweeper:
             _log.info("sending the message of a job again", extra={"job_id": job_id})
             try:
                 await asyncio.to_thread(self._queue.send, job_id, **record.message_options())
+                self._resent += 1
             except WireError:
                 await self._index.was_not_sent(job_id)
                 raise

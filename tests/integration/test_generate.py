@@ -32,6 +32,7 @@ from deltawire_worker.cancellation import ControlChannel
 from deltawire_worker.flusher import Flusher
 from deltawire_worker.generate import Generator
 from deltawire_worker.lease import Leases, Presence
+from deltawire_worker.metrics import JobMetrics
 from deltawire_worker.pool import Cancellation
 from deltawire_worker.quotas import Quotas
 from deltawire_worker.run import Outcome, Run
@@ -87,17 +88,19 @@ class Bench:
         self.leases = Leases(self.flusher, OWNER, self.runs)
         self.presence = Presence(self.log.index, OWNER, self.runs)
         self.abandonment = Abandonment(self.log, self.runs)
+        metrics = JobMetrics(configured, self.runs, capacity=10, knows_model=lambda _: True)
         self.generator = Generator(
             log=self.log,
             flusher=self.flusher,
             upstreams=configured,
-            asker=Asker(configured, self.client),
+            asker=Asker(configured, self.client, metrics),
             owner=OWNER,
             runs=self.runs,
             leases=self.leases,
             presence=self.presence,
             abandonment=self.abandonment,
             quotas=Quotas(self.log.places, Turns(self.log, NoQueue()), self.runs),
+            metrics=metrics,
         )
 
     async def run(self, job_id: str, body: Any = None, options: Any = None, **kwargs: Any) -> Outcome:

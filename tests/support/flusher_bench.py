@@ -140,7 +140,7 @@ class Bench:
 
     @property
     def _link(self) -> RedisLink:
-        [link] = self.flusher._nodes.links()
+        [link] = self.flusher.nodes.links()
         return link
 
     @property

@@ -13,8 +13,10 @@ from celery import Celery
 from deltawire.background import in_background
 from deltawire.keys import Keys
 from deltawire.log import JobLog
+from deltawire.metrics import BuildInfo, LoopLag, exposition, new_registry
 from deltawire.queue import TaskSender, make_app
 from deltawire.redis_client import RedisClient
+from deltawire.redis_metrics import RedisMetrics
 from deltawire.sweeper import Sweeper
 from deltawire.turns import Turns
 
@@ -24,6 +26,7 @@ from .cancellation import ControlChannel
 from .flusher import Flusher
 from .generate import Generator
 from .lease import Leases, Presence
+from .metrics import JobMetrics
 from .models import Catalogue
 from .parking import Parking
 from .probes import Probes
@@ -100,9 +103,17 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(parking.drain)
         quotas = Quotas(log.places, Turns(log, sender), runs)
         models = Catalogue(redis, keys, settings.upstreams, client)
+        metrics = JobMetrics(
+            settings.upstreams, runs, capacity=settings.concurrency, knows_model=models.knows
+        )
+        lag = LoopLag()
+        links = RedisMetrics(redis, {"flusher": flusher.nodes, "control": control.link})
+        registry = new_registry()
+        for collector in (BuildInfo("worker"), lag, links, sweeper, metrics, flusher, leases, parking):
+            registry.register(collector)
         kept = in_background(
             *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
-            *(parking.keep(), models.keep(), quotas.keep()),
+            *(parking.keep(), models.keep(), quotas.keep(), lag.keep()),
         )
         await stack.enter_async_context(kept)
         app.generator_loop = asyncio.get_running_loop()
@@ -110,15 +121,22 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
             log=log,
             flusher=flusher,
             upstreams=settings.upstreams,
-            asker=Asker(settings.upstreams, client),
+            asker=Asker(settings.upstreams, client, metrics),
             owner=owner,
             runs=runs,
             leases=leases,
             presence=presence,
             abandonment=abandonment,
             quotas=quotas,
+            metrics=metrics,
         )
-        probes = Probes(settings.host, settings.worker_port, is_ready=lambda: flusher.is_connected)
+        probes = Probes(
+            settings.host,
+            settings.worker_port,
+            is_ready=lambda: flusher.is_connected,
+            metrics=partial(exposition, registry),
+            api_keys=settings.api_keys,
+        )
         await probes.start()
         stack.push_async_callback(probes.close)
         where = ", ".join(f"{upstream.name} ({upstream.base_url})" for upstream in settings.upstreams)

@@ -14,6 +14,7 @@ from deltawire.errors import WireError
 from deltawire.events import InProgress, Retrying
 from deltawire.fold import Fold
 
+from .metrics import JobMetrics
 from .refusal import UpstreamError
 from .retry import Budget, GiveUp, Park, decide
 from .run import Refused, Run
@@ -40,8 +41,9 @@ class Question(msgspec.Struct, frozen=True):
 class Asker:
     """Asks upstreams for all jobs of a worker process."""
 
-    def __init__(self, upstreams: Upstreams, client: UpstreamClient) -> None:
+    def __init__(self, upstreams: Upstreams, client: UpstreamClient, metrics: JobMetrics) -> None:
         self._client = client
+        self._metrics = metrics
         self._budgets = {upstream.name: Budget() for upstream in upstreams}
         self._places = {
             upstream.name: asyncio.Semaphore(upstream.max_streams)  # first come, first served
@@ -65,7 +67,7 @@ class Asker:
                 try:
                     failure = await self._try(run, question, body)
                 except Exception:  # noqa: BLE001 - the outer edge of a stream: whatever it was, the job gets its end
-                    _log.exception("a stream failed", extra={"job_id": run.job_id, "attempt": run.attempt})
+                    _log.exception("a stream failed", extra=run.log_fields)
                     failure = WireError("internal_error", "the worker failed on this stream")
                 if failure is None and run.cause is None:
                     budget.succeeded()
@@ -89,8 +91,9 @@ class Asker:
                 _log.info(
                     "%s: %s; asking again in %.1f s",
                     *(upstream.name, failure.code, decision.delay_s),
-                    extra={"job_id": run.job_id, "attempt": run.attempt},
+                    extra=run.log_fields,
                 )
+                self._metrics.asks_again(upstream.name, failure.code)
                 run.put(Retrying, next_try=run.retries + 1, reason=failure.code, delay_s=decision.delay_s)
                 if isinstance(decision, Park):
                     failure = decision
@@ -101,17 +104,20 @@ class Asker:
 
     async def _try(self, run: Run, question: Question, body: bytes) -> UpstreamError | None:
         """Asks once."""
-        upstream = question.upstream
+        upstream, metrics = question.upstream, self._metrics
         async with self._place(run, upstream):
             was_asked, run.was_asked = run.was_asked, True
+            metrics.requests[upstream.name] += 1
+            metrics.streams[upstream.name] += 1
             try:
                 async with self._client.open(upstream, body, job_id=run.job_id) as stream:
-                    await self._read(run, stream, wanted=question.choices)
+                    await self._read(run, stream, upstream.name, wanted=question.choices)
             except UpstreamError as error:
                 if error.is_refusal:
                     run.was_asked = was_asked
                 return error
             finally:
+                metrics.streams[upstream.name] -= 1
                 run.upstream_closed_at = time.time()
             return self._judge(run, upstream, stream) if run.cause is None else None
 
@@ -123,19 +129,29 @@ class Asker:
             yield
             return
         with run.not_asking():
-            await places.acquire()
+            self._metrics.waiting[upstream.name] += 1
+            try:
+                await places.acquire()
+            finally:
+                self._metrics.waiting[upstream.name] -= 1
         try:
             yield
         finally:
             places.release()
 
-    async def _read(self, run: Run, stream: Stream, *, wanted: int) -> None:
+    async def _read(self, run: Run, stream: Stream, upstream: str, *, wanted: int) -> None:
         """The token loop; `wanted` choices are to come. Raises UpstreamError."""
-        fold, writer = run.fold, run.writer
+        fold, writer, metrics = run.fold, run.writer, self._metrics
 
         def take(batch: list[Chunk]) -> bool:
             now = time.time()
-            run.saw_delta(now)
+            is_first = run.first_delta_at is None
+            silent_s = run.saw_delta(now)
+            if is_first:
+                metrics.first_delta(run, upstream, silent_s, now)
+            else:
+                metrics.gaps.observe(silent_s)
+            metrics.deltas += len(batch)
             for chunk, _ in batch:
                 fold.add(chunk)
             writer.put_deltas([line for _, line in batch], now, fold)

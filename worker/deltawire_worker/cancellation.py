@@ -26,16 +26,16 @@ class ControlChannel:
     def __init__(self, url: str, keys: Keys, owner: str, runs: Mapping[str, Run]) -> None:
         self._channel = keys.control(owner)
         self._runs = runs
-        self._link = RedisLink(
+        self.link = RedisLink(
             url, name="deltawire-worker-control", on_connected=self._subscribe, on_push=self._on_push
         )
 
     async def start(self) -> None:
         """Raises RedisUnavailableError if Redis is not to be reached."""
-        await self._link.start()
+        await self.link.start()
 
     async def close(self) -> None:
-        await self._link.close()
+        await self.link.close()
 
     async def _subscribe(self, connection: RedisConnection) -> None:
         connection.push("SUBSCRIBE", self._channel)

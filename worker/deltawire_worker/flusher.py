@@ -6,14 +6,18 @@ Nothing here, nor in `writer.py`, is awaited by the token loop.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import hiredis
+from prometheus_client.core import Metric
 
 from deltawire.errors import RedisUnavailableError
 from deltawire.keys import Keys
 from deltawire.log import AppendCode
+from deltawire.metrics import Histogram, counter_family, gauge_family, histogram_family
 from deltawire.record import Record
 from deltawire.redis_connection import RedisConnection, RedisLink, Reply, pack
 from deltawire.redis_nodes import RedisNodes, code_of
@@ -25,9 +29,33 @@ MAX_LOG_BYTES: Final = 8_388_608
 HOLD_S: Final = 0.001
 ENOUGH: Final = 8  # appends in a write: at a tenth more they cost what any number would
 RETRY_S: Final = 0.1
+TIMED_EVERY_S: Final = 0.01
 SETTLE_S: Final = 5.0  # so long relays take to subscribe again when Redis has been away
 
 _log = logging.getLogger(__name__)
+
+
+class FlushMetrics:
+    """Plain numbers, for writers and lanes to add to."""
+
+    def __init__(self) -> None:
+        self.appends = self.events = self.flushes = self.rewrites = 0
+        self.refusals = dict.fromkeys(("cancelled", "ended", "stale", "gap", "missing", "error"), 0)
+        self.seconds = Histogram()
+
+    def collect(self) -> Iterator[Metric]:
+        yield counter_family("deltawire_appends_total", "Appends that Redis has taken.", self.appends)
+        yield counter_family("deltawire_append_events_total", "Events in appends.", self.events)
+        yield counter_family(
+            "deltawire_append_refusals_total", "Appends that were not taken.", self.refusals, ["code"]
+        )
+        yield histogram_family(
+            "deltawire_append_seconds",
+            "From a write of appends to Redis' last answer to it.",
+            {(): self.seconds},
+        )
+        yield counter_family("deltawire_flushes_total", "Writes of appends to Redis.", self.flushes)
+        yield counter_family("deltawire_log_rewrites_total", "Logs that were written anew.", self.rewrites)
 
 
 class _Lane:
@@ -37,9 +65,11 @@ class _Lane:
     append itself. So while appends come so fast that ENOUGH do within HOLD_S, that many leave together.
     """
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: RedisConnection, metrics: FlushMetrics) -> None:
         self.waiting: dict[JobWriter, None] = {}
         self._connection = connection
+        self._metrics = metrics
+        self._timed_at = -math.inf
         self._loop = asyncio.get_running_loop()
         self._spacing_s = HOLD_S  # between two appends, of late
         self._sent_at = -math.inf
@@ -67,11 +97,19 @@ class _Lane:
                 commands.append(command)
                 callbacks.append(writer.answered)
         if commands:
-            self._connection.write(b"".join(commands), callbacks)
             now = self._loop.time()
+            if now - self._timed_at >= TIMED_EVERY_S:
+                self._timed_at = now
+                callbacks[-1] = partial(self._timed, time.monotonic(), callbacks[-1])
+            self._metrics.flushes += 1
+            self._connection.write(b"".join(commands), callbacks)
             spacing_s = min((now - self._sent_at) / len(commands), HOLD_S)
             self._spacing_s += (spacing_s - self._spacing_s) / 4
             self._sent_at = now
+
+    def _timed(self, sent_at: float, answered: Callable[[Reply], None], reply: Reply) -> None:
+        self._metrics.seconds.observe(time.monotonic() - sent_at)  # uvloop's clock counts milliseconds
+        answered(reply)
 
 
 class Flusher:
@@ -80,9 +118,10 @@ class Flusher:
     def __init__(self, url: str, keys: Keys, *, max_log_bytes: int = MAX_LOG_BYTES) -> None:
         self.keys = keys
         self.max_log_bytes = max_log_bytes
+        self.metrics = FlushMetrics()
         self._loop = asyncio.get_running_loop()  # asked for once: before Python 3.12 it costs a system call
         self.time = self._loop.time
-        self._nodes = RedisNodes(
+        self.nodes = RedisNodes(
             url, name="deltawire-worker-flusher", on_connected=self._connected, on_moved=self._mark_all
         )
         self._writers: set[JobWriter] = set()
@@ -94,14 +133,22 @@ class Flusher:
 
     @property
     def is_connected(self) -> bool:
-        return self._nodes.is_connected
+        return self.nodes.is_connected
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self.metrics.collect()
+        yield gauge_family(
+            "deltawire_pending_bytes",
+            "Events that wait for Redis.",
+            sum(writer.pending_bytes for writer in self._writers),
+        )
 
     async def start(self) -> None:
         """Raises RedisUnavailableError if Redis is not to be reached."""
-        await self._nodes.start()
+        await self.nodes.start()
 
     async def close(self) -> None:
-        await self._nodes.close()
+        await self.nodes.close()
 
     def open(
         self,
@@ -162,11 +209,11 @@ class Flusher:
             connection.write(command, (answered,))
 
     def _connection(self, key: str) -> RedisConnection | None:
-        link = self._nodes.link(key)
+        link = self.nodes.link(key)
         return link.connection if link is not None else None
 
     def _saw(self, key: str, error: Exception) -> None:
-        self._nodes.saw(error)
+        self.nodes.saw(error)
         # Redis has forgotten our scripts (SCRIPT FLUSH, a failover): a new connection brings them along.
         if code_of(error) == "NOSCRIPT" and (connection := self._connection(key)):
             connection.abort()
@@ -183,7 +230,9 @@ class Flusher:
             connection = self._connection(writer.keys.meta)
             # Where there is none, `_connected` marks the writer again, or a move of its slot.
             if connection is not None:
-                lane = self._lanes.get(connection) or self._lanes.setdefault(connection, _Lane(connection))
+                lane = self._lanes.get(connection) or self._lanes.setdefault(
+                    connection, _Lane(connection, self.metrics)
+                )
                 lane.waiting[writer] = None
                 lanes[lane] = None
         for lane in lanes:

@@ -36,6 +36,7 @@ from .asking import Asker, Question, is_finished
 from .cancellation import want_cancel
 from .flusher import Flusher
 from .lease import Leases, Presence
+from .metrics import JobMetrics
 from .parking import park
 from .pool import Cancellation, cancellation
 from .quotas import Quotas
@@ -67,6 +68,7 @@ class Generator:
         presence: Presence,
         abandonment: Abandonment,
         quotas: Quotas,
+        metrics: JobMetrics,
     ) -> None:
         self._log = log
         self._flusher = flusher
@@ -78,6 +80,7 @@ class Generator:
         self._presence = presence
         self._abandonment = abandonment
         self._quotas = quotas
+        self._metrics = metrics
         self._structured_output = StructuredOutput()
 
     async def generate(
@@ -120,7 +123,8 @@ class Generator:
             "job %s in %.1f s",
             outcome.status,
             time.time() - run.record.created_at,
-            extra={"job_id": job_id, "attempt": run.attempt}
+            extra=run.log_fields
+            | {"status": outcome.status}
             | ({"code": outcome.code} if outcome.code else {}),
         )
         return outcome
@@ -137,6 +141,7 @@ class Generator:
             on_refused=lambda code: run.abort(Refused(code)),
         )
         self._runs[job_id] = run
+        self._metrics.began(run, time.time())
         self._presence.claimed(job_id)
         if claim.top == 0:
             run.put(Queued)
@@ -195,6 +200,7 @@ class Generator:
                 # would make another of the same owner and number, if Redis has lost the record.
                 return await asyncio.shield(run.over)
             claim = await self._claim_once(job_id, request, options, take_over)
+            self._metrics.claimed(claim.code)
             match claim.code:
                 case "CLAIMED":
                     return claim, decision
@@ -276,6 +282,8 @@ class Generator:
             if isinstance(decision, NextAttempt) and decision.discards:
                 run.put(Restarted, reason="worker_lost", discard_through=claim.top)
             ending = await self._stream(run, question)
+            if ending is not None and not isinstance(ending, Park):
+                self._metrics.streamed(question.upstream.name, ending)
         if isinstance(ending, Park):
             if ending.delay_s:  # else it waits for its turn, and has no message
                 self._presence.queues(run.job_id)
@@ -328,7 +336,7 @@ class Generator:
                     _log.warning(
                         "upstream %s failed: %s (status %s)",
                         *(question.upstream.name, failure.code, failure.status_code),
-                        extra={"job_id": run.job_id, "attempt": run.attempt},
+                        extra=run.log_fields,
                     )
                     return AsFailed(failure, "upstream", failure.status_code, failure.details)
                 return AsFailed(failure, "worker")
@@ -371,6 +379,7 @@ class Generator:
                         retention_s=run.record.options.retention_s,
                     )
                     if code in {"OK", "CANCELLING"}:
+                        self._metrics.ended(run, event, ending, (request or {}).get("model"))
                         failed = ending.error.code if isinstance(ending, AsFailed) else None
                         return Outcome(event.status, failed)
                     if code != "CANCELLED":

@@ -6,13 +6,16 @@ another worker, and that Redis has lost the job.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
+
+from prometheus_client.core import Metric
 
 from deltawire.errors import RedisUnavailableError
 from deltawire.index import Index
 from deltawire.keys import ACTIVE_TTL_S, LEASE_S
+from deltawire.metrics import counter_family
 from deltawire.record import decode_cancel
 from deltawire.redis_connection import Reply
 
@@ -35,6 +38,15 @@ class Leases:
         self._flusher = flusher
         self._owner = owner
         self._runs = runs
+        self._renewals = self._lost = 0
+
+    def collect(self) -> Iterator[Metric]:
+        yield counter_family(
+            "deltawire_lease_renewals_total", "Renewals that Redis has answered.", self._renewals
+        )
+        yield counter_family(
+            "deltawire_leases_lost_total", "Leases that another worker has taken over.", self._lost
+        )
 
     async def keep(self) -> None:
         """Until cancelled."""
@@ -59,10 +71,11 @@ class Leases:
         args = (self._owner, run.attempt, round(lease_s * 1000), ACTIVE_TTL_S)
         self._flusher.renew(run.job_id, args, partial(self._answered, run))
 
-    @staticmethod
-    def _answered(run: Run, reply: Reply) -> None:
+    def _answered(self, run: Run, reply: Reply) -> None:
+        self._renewals += 1
         run.unanswered_renewals = 0
         if reply[0] == b"STALE":
+            self._lost += 1
             run.abort(Refused("STALE"))
         elif reply[0] == b"MISSING":
             run.writer.rewrite()

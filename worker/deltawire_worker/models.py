@@ -34,6 +34,7 @@ class Catalogue:
         self._listed: dict[str, list[Model]] = {}
         """What upstreams have answered, by their names."""
         self._asked_at = -ASK_EVERY_S
+        self._names = {name for upstream in upstreams for name in upstream.names}
 
     async def keep(self) -> None:
         """Says so every INTERVAL_S, until cancelled: at once what is configured, then what was asked for."""
@@ -59,6 +60,10 @@ class Catalogue:
                 models.setdefault(model["id"], model)
         return list(models.values())[:MAX_MODELS]
 
+    def knows(self, name: str) -> bool:
+        """Whether some upstream has a model of this name, as far as is known."""
+        return name in self._names
+
     async def _ask(self, upstream: Upstream) -> None:
         """What it listed last stays, where it does not answer."""
         try:
@@ -72,8 +77,10 @@ class Catalogue:
         ]
 
     async def _publish(self) -> None:
+        models = self.models()
+        self._names = {model["id"] for model in models}
         try:
-            await publish_models(self._redis, self._keys, self.models())
+            await publish_models(self._redis, self._keys, models)
         except (RedisUnavailableError, hiredis.ReplyError) as error:
             _log.warning("cannot say which models there are: %s", error)
 

@@ -8,15 +8,18 @@ import asyncio
 import heapq
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final, Protocol
 
 import msgspec
+from prometheus_client.core import Metric
 
 from deltawire.ending import AsCancelled
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.log import JobLog
+from deltawire.metrics import gauge_family
 from deltawire.record import CancelRequest
 
 from .run import Outcome, Refused, Run
@@ -90,6 +93,9 @@ class Parking:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def collect(self) -> Iterator[Metric]:
+        yield gauge_family("deltawire_jobs_parked", "Jobs that this process has parked.", len(self))
 
     def put(self, job_id: str, delay_s: float, **message: Any) -> None:
         """Sends the job's message after the delay; `message` is what it said besides (`link`, `chain`)."""

@@ -133,6 +133,11 @@ class Run:
             self._streaming.cancel()
 
     @property
+    def log_fields(self) -> dict[str, object]:
+        """For lines of our own log."""
+        return {"job_id": self.job_id, "attempt": self.attempt, "tenant": self.record.tenant}
+
+    @property
     def began_at(self) -> float:
         """When the attempt began, as Unix time."""
         return time.time() - (self._loop.time() - self._started)
@@ -167,8 +172,7 @@ class Run:
     def warn_of_refusal(self, code: str) -> None:
         """Says in our log that the job's log takes nothing more from this attempt."""
         refusal = self.cause.code if isinstance(self.cause, Refused) else code
-        extra = {"job_id": self.job_id, "attempt": self.attempt}
-        _log.warning("the log takes no more: %s", refusal, extra=extra)
+        _log.warning("the log takes no more: %s", refusal, extra=self.log_fields)
 
     def saw_all(self) -> None:
         """Every choice has ended, and usage has come: what is left is [DONE], or the end of the body."""
@@ -176,13 +180,18 @@ class Run:
             self._idle_timeout_s = LINGER_S
             self._watch()
 
-    def saw_delta(self, now: float) -> None:
-        """Resets the idle clock. Data events count, bytes do not: comments hide a dead gateway."""
-        self._last_delta = self._loop.time()
+    def saw_delta(self, now: float) -> float:
+        """Resets the idle clock. Data events count, bytes do not: comments hide a dead gateway.
+
+        Returns for how long the upstream was silent: since the last delta, or since it was asked.
+        """
+        before, self._last_delta = self._last_delta, self._loop.time()
         if self.first_delta_at is None:
+            before = self._asked_at or self._started
             self.first_delta_at = now
             self.writer.note("first_delta_at", round(now, 6))
             self._watch()
+        return self._last_delta - before
 
     @contextmanager
     def not_listening(self) -> Iterator[None]:

@@ -222,11 +222,15 @@ class JobWriter:
     def answered(self, reply: Reply) -> None:
         """The reply to the call under way."""
         sent, self._under_way = self._under_way or 0, None
+        metrics = self._flusher.metrics
         if isinstance(reply, Exception):
+            metrics.refusals["error"] += 1
             self._flusher.retry(self, reply)
             return
         code: AppendCode = reply[0].decode()
         if code in {"OK", "CANCELLING"}:
+            metrics.appends += 1
+            metrics.events += sent
             self._taken(sent, reply[2])
             if code == "CANCELLING":
                 self._on_cancel()
@@ -234,13 +238,16 @@ class JobWriter:
                 self._flusher.mark(self)
             else:
                 self._settle(code)
-        elif code == "CANCELLED" and self._ended is not None:
+            return
+        metrics.refusals[code.lower()] += 1
+        if code == "CANCELLED" and self._ended is not None:
             self.pending_bytes -= len(self._events.pop())
             self._terminal = ""
             if not self._ended.done():
                 self._ended.set_result(code)
         elif code in {"GAP", "MISSING"}:
-            _log.warning("Redis has lost events; writing them again", extra={"job_id": self._job_id})
+            extra = {"job_id": self._job_id, "attempt": self._record.attempt, "tenant": self._record.tenant}
+            _log.warning("Redis has lost events; writing them again", extra=extra)
             if code == "GAP" and reply[1] >= self._base.number:
                 self._go_back(reply[1])
             else:
@@ -280,6 +287,7 @@ class JobWriter:
         size = sum(map(len, done))
         self.pending_bytes -= size
         if self._is_rewriting:
+            self._flusher.metrics.rewrites += 1
             self._must_rewrite = False  # the fields still wait: a record that was not lost has none of them
             self._log_bytes = self._base.size + sum(map(len, self._recent))
             # A long text is all snapshot: writing it anew pays only when the log has doubled.
