@@ -8,11 +8,12 @@ label's values come from a set that is configured or fixed, never from a peer.
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from . import __version__
 
@@ -113,9 +114,31 @@ class BuildInfo:
         )
 
 
-def new_registry() -> CollectorRegistry:
+class Collects(Protocol):
+    """Has something to tell."""
+
+    def collect(self) -> Iterable[Metric]: ...
+
+
+class _Only:
+    """A collector and nothing else: prometheus_client would call a method `describe`, whatever it is for."""
+
+    def __init__(self, collects: Collects) -> None:
+        self.collect = collects.collect
+
+
+class Registry(CollectorRegistry):
+    """What a service tells of itself."""
+
+    def register(self, *collects: Collects) -> None:
+        """Each name must be told by one of them only."""
+        for each in collects:
+            super().register(cast("Collector", _Only(each)))
+
+
+def new_registry() -> Registry:
     """One with what is told of every process: its memory, CPU time and open files."""
-    registry = CollectorRegistry()
+    registry = Registry()
     ProcessCollector(registry=registry)
     return registry
 

@@ -26,6 +26,8 @@ _HAS_CHOICE: Final = re.compile(rb'"choices"\s*:\s*\[\s*\{').search
 class ChatStream(ByteStream):
     """A sink that passes on each chunk, byte for byte as the upstream sent it."""
 
+    via = "chat"
+
     def __init__(self, *, wants_usage: bool) -> None:
         super().__init__()
         self.failure: Failure | None = None
@@ -77,6 +79,7 @@ class ChatStream(ByteStream):
 class ChatAnswer:
     """A sink that waits for the end only."""
 
+    via = "chat"
     is_writable = True
 
     def __init__(self) -> None:

@@ -56,6 +56,8 @@ class Connection(WebSocketProtocol):
     hours.
     """
 
+    via = "websocket"
+
     __slots__ = (
         "_answering",
         "_door",

@@ -79,6 +79,8 @@ class ByteStream:
 class EventStream(ByteStream):
     """A sink that writes events with their numbers."""
 
+    via = "event_stream"
+
     def write_batch(self, batch: Batch) -> None:
         self.write(batch.event_stream)
 

@@ -15,13 +15,16 @@ wherever the slot goes. Probes stay plain there, so that they cross the cluster'
 import asyncio
 import itertools
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
 import hiredis
+from prometheus_client.core import Metric
 
 from deltawire.errors import RedisUnavailableError
+from deltawire.metrics import gauge_family
 from deltawire.redis_connection import RedisConnection, RedisLink
 from deltawire.redis_nodes import RedisNodes
 from deltawire.scripts import Executor
@@ -82,6 +85,17 @@ class Feed:
         self._proven_at = self._heard_at = self._loop.time()
         self._answered_at = self._loop.time()  # some command
         self._asked_at: float | None = None  # since when no probe was answered
+
+    @property
+    def nodes(self) -> RedisNodes:
+        return self._nodes
+
+    def collect(self) -> Iterator[Metric]:
+        yield gauge_family(
+            "deltawire_feed_silent_seconds",
+            "For how long Redis has been silent: pub/sub or commands.",
+            self.silent_s,
+        )
 
     @property
     def is_delivering(self) -> bool:

@@ -2,7 +2,12 @@
 
 import asyncio
 import socket
-from typing import Final
+from collections.abc import Iterator
+from typing import ClassVar, Final
+
+from prometheus_client.core import Metric
+
+from deltawire.metrics import counter_family
 
 MAX_UNSENT_BYTES: Final = 16_384
 STALLED_TIMEOUT_S: Final = 30.0
@@ -28,6 +33,9 @@ class StallWatch:
     `wrote` what is written in between.
     """
 
+    dropped: ClassVar[int] = 0
+    """By all of this process: each lives for moments, and knows nobody."""
+
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._timer: asyncio.TimerHandle | None = None
@@ -47,7 +55,19 @@ class StallWatch:
 
     def _check(self) -> None:
         if self._transport.get_write_buffer_size() >= self._waiting:
+            StallWatch.dropped += 1
             # No last word would get through either.
             self._transport.abort()
         else:
             self.start()
+
+
+class Stalls:
+    """Tells how many connections stall watches have dropped."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield counter_family(
+            "deltawire_slow_clients_dropped_total",
+            f"Connections whose client took no byte for {STALLED_TIMEOUT_S:.0f} s.",
+            StallWatch.dropped,
+        )

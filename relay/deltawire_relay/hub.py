@@ -17,6 +17,7 @@ from deltawire.codec import (
     decode,
     delta_head,
     encode_terminal,
+    is_delta,
     is_snapshot,
     is_terminal,
     sequence_number_of,
@@ -32,6 +33,7 @@ from deltawire.outputs import judge
 from deltawire.record import Record
 
 from .feed import Feed
+from .metrics import SAMPLED_EVERY_S, HubMetrics
 from .page import Page, PageReads
 from .subscriber import Subscriber
 from .tail import Tail
@@ -65,6 +67,8 @@ class Hub:
         feed: Feed,
         report: Callable[[str], None],
         page_reads: PageReads,
+        *,
+        metrics: HubMetrics,
     ) -> None:
         self.job_id = job_id
         self.record: Record | None = None
@@ -79,6 +83,8 @@ class Hub:
         self._feed = feed
         self._report = report
         self._page_reads = page_reads
+        self._metrics = metrics
+        self._sampled_at = 0.0  # when it was last looked how long events take to here
         self._delta_head = delta_head(job_id)
         self._channel = log.keys.job(job_id).channel
         self._held: list[bytes] | None = []  # payloads that wait for the log; None while live
@@ -143,7 +149,16 @@ class Hub:
                 task.cancel()
 
     def detach(self, subscriber: Subscriber) -> None:
-        self.subscribers.discard(subscriber)
+        """Idempotent."""
+        if subscriber in self.subscribers:
+            self.subscribers.remove(subscriber)
+            self._metrics.delivered += subscriber.delivered
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """For lines of our own log."""
+        known = {} if self.record is None else {"attempt": self.attempt, "tenant": self.record.tenant}
+        return {"job_id": self.job_id, **known}
 
     # What the feed calls.
 
@@ -156,7 +171,11 @@ class Hub:
                 self._held.clear()
                 self._held_bytes = 0
                 self._has_dropped = True
-        elif self.record is None or not (self._follows(payload) or self._merge([payload])):
+                self._metrics.repairs["overflow"] += 1
+        elif self.record is None:
+            self._hold([payload])
+        elif not (self._follows(payload) or self._merge([payload])):
+            self._metrics.repairs["gap"] += 1
             self._hold([payload])
 
     def _follows(self, payload: bytes) -> bool:
@@ -174,8 +193,20 @@ class Hub:
     def flush(self) -> None:
         for subscriber in tuple(self.subscribers):
             subscriber.pump()
+        if self._last_event_at - self._sampled_at >= SAMPLED_EVERY_S:
+            self._sample()
+
+    def _sample(self) -> None:
+        """Notes how long the newest event has taken to here, if it is a delta that somebody reads."""
+        self._sampled_at = self._last_event_at
+        line = self.tail.newest
+        if self._held is not None or line is None or not is_delta(line):
+            return
+        if any(subscriber.has_all for subscriber in self.subscribers):
+            self._metrics.written(line)
 
     def reconnected(self) -> None:
+        self._metrics.repairs["reconnect"] += 1
         if self._held is None:
             self._hold([])
         else:
@@ -216,6 +247,7 @@ class Hub:
         if self._is_following:
             self._seen_at = asyncio.get_running_loop().time()
         if len(lines) > 1 or sequence_number_of(lines[0]) != top:
+            self._metrics.repairs["tail"] += self.is_live
             self.read_on(lines)
         return True
 
@@ -236,6 +268,7 @@ class Hub:
         is_lost = head.record is None or head.top < self.tail.top or head.record.is_terminal
         if head.top > self.tail.top:
             self._lost_looks = 0
+            self._metrics.repairs["tail"] += self.record is not None
             self._hold([])
         elif self.record is None or not is_lost:
             self._lost_looks = 0
@@ -315,6 +348,7 @@ class Hub:
                 if self.is_live:
                     self._hold([])  # it may go on from a snapshot above the top
                 await asyncio.sleep(HEAL_LOOK_S)
+            self._metrics.snapshots += 1
             return Snapshot(
                 request_id=request_id,
                 job_id=self.job_id,
@@ -343,6 +377,7 @@ class Hub:
         return True
 
     async def _read_page(self, after: int, count: int) -> Page:
+        self._metrics.log_reads += 1
         try:
             async with self._page_reads.room(self.tail.base - after):
                 lines = await self._log.read(self.job_id, after, self.tail.base, count=count)
@@ -369,7 +404,7 @@ class Hub:
             except GapError:
                 return False
             except ValueError:
-                _log.warning("a message on the channel is no event", extra={"job_id": self.job_id})
+                _log.warning("a message on the channel is no event", extra=self.log_fields)
         return True
 
     def _note(self, lines: list[bytes]) -> None:
@@ -444,7 +479,8 @@ class Hub:
 
     def _lose(self, head: Head) -> None:
         """Redis has lost acknowledged writes for good: what is left is the log."""
-        _log.warning("the log has lost events", extra={"job_id": self.job_id})
+        _log.warning("the log has lost events", extra=self.log_fields)
+        self._metrics.repairs["state_lost"] += 1
         if head.record is not None:
             self._begin_at(head)
             self._fold = LogFold()

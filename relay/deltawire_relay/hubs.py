@@ -1,14 +1,19 @@
 """The hubs of this process: which jobs it reads, and for how long."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
+from prometheus_client.core import Metric
+
 from deltawire.log import JobLog
+from deltawire.metrics import counter_family, gauge_family
 
 from .feed import Feed
 from .hub import Hub
 from .looks import Looks
+from .metrics import HubMetrics
 from .page import PageReads
 
 
@@ -21,6 +26,7 @@ class Hubs:
         self._feed = feed
         self._report = report
         self._page_reads = PageReads()
+        self.metrics = HubMetrics()
         self._entries: dict[str, _Entry] = {}
         self._looks = Looks(self, log)
         self._looking: asyncio.Task[None] | None = None  # while there are hubs
@@ -31,6 +37,21 @@ class Hubs:
     def __iter__(self) -> Iterator[Hub]:
         """Those of this moment."""
         return iter([entry.hub for entry in self._entries.values()])
+
+    def collect(self) -> Iterator[Metric]:
+        """Nobody counts deliveries: how far subscribers have come is how many there were."""
+        vias = Counter({"websocket": 0, "event_stream": 0, "chat": 0})
+        lagging, delivered = 0, self.metrics.delivered
+        for hub in self:
+            for subscriber in hub.subscribers:
+                vias[subscriber.via] += 1
+                lagging += subscriber.is_lagging
+                delivered += subscriber.delivered
+        yield gauge_family("deltawire_hubs", "Jobs that somebody watches here.", len(self))
+        yield gauge_family("deltawire_subscribers", "Readers of a job.", vias, ["transport"])
+        yield gauge_family("deltawire_lagging_subscribers", "Those that are behind.", lagging)
+        yield counter_family("deltawire_deliveries_total", "Events that were written to readers.", delivered)
+        yield from self.metrics.collect()
 
     def find(self, job_id: str) -> Hub | None:
         """The hub of a job, if there is one."""
@@ -71,7 +92,7 @@ class Hubs:
         return entry.hub, asyncio.shield(entry.opened), lambda: self._release(entry)
 
     def _new_hub(self, job_id: str) -> Hub:
-        return Hub(job_id, self._log, self._feed, self._report, self._page_reads)
+        return Hub(job_id, self._log, self._feed, self._report, self._page_reads, metrics=self.metrics)
 
     def _release(self, entry: "_Entry") -> None:
         entry.holders -= 1

@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
+from prometheus_client.core import Metric
 
 from deltawire.codec import decode, sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
@@ -15,6 +17,7 @@ from deltawire.keys import is_job_id
 from deltawire.log import JobLog, Submitted
 from deltawire.log_fold import LogFold, fold_pages
 from deltawire.messages import CancelResult
+from deltawire.metrics import Histogram, counter_family, histogram_family
 from deltawire.options import FIRST, Options, check_request, parse_options
 from deltawire.outputs import parsed_again
 from deltawire.queue import TaskSender
@@ -52,6 +55,18 @@ class Jobs:
         self._hubs = hubs
         self._queue = queue
         self._list = JobList(log)
+        self._submitted = 0
+        self._cancels = dict.fromkeys(("queued", "delivered", "undelivered", "ended", "unknown"), 0)
+        self._cancel_seconds = Histogram()
+
+    def collect(self) -> Iterator[Metric]:
+        yield counter_family(
+            "deltawire_jobs_submitted_total", "Jobs that were sent to the workers.", self._submitted
+        )
+        yield counter_family("deltawire_cancels_total", "Cancellations.", self._cancels, ["result"])
+        yield histogram_family(
+            "deltawire_cancel_seconds", "How long cancellations took to answer.", {(): self._cancel_seconds}
+        )
 
     async def create(
         self, body: dict[str, Any], principal: Principal, idempotency_key: str | None
@@ -115,6 +130,7 @@ class Jobs:
             # Also on a repeat: the first call may have died between record and message. Claims make a
             # second message harmless.
             await self._queue.enqueue(job_id, **submitted.message)
+            self._submitted += 1
 
     async def mark_watched(self, job_id: str) -> None:
         """Says that somebody waits for a job to which nobody listens here. Raises RedisUnavailableError."""
@@ -183,10 +199,12 @@ class Jobs:
         `unknown`, as another tenant's job is. Idempotent.
         """
         principal.require("cancel")
+        asked_at = time.monotonic()
         record = await self._log.record(check_job_id(job_id))
         is_foreign = record is not None and principal.tenant not in (None, record.tenant)
         if is_foreign or not principal.covers(job_id):
             # To be told apart from a job that does not exist by nothing.
+            self._note_cancel("unknown", asked_at)
             return CancelResult(
                 request_id=request_id, job_id=job_id, status="unknown", cancelled_from=None, delivered=False
             )
@@ -196,6 +214,10 @@ class Jobs:
             if cancellation.cancelled_from == "in_progress":
                 delivered = await hub.ends(CANCEL_WAIT_S)
                 status = hub.status
+        result: str = cancellation.cancelled_from or "ended"
+        if result == "in_progress":
+            result = "delivered" if delivered else "undelivered"
+        self._note_cancel(result, asked_at)
         return CancelResult(
             request_id=request_id,
             job_id=job_id,
@@ -203,6 +225,10 @@ class Jobs:
             cancelled_from=None if cancellation.cancelled_from == "unknown" else cancellation.cancelled_from,
             delivered=delivered,
         )
+
+    def _note_cancel(self, result: str, asked_at: float) -> None:
+        self._cancels[result] += 1
+        self._cancel_seconds.observe(time.monotonic() - asked_at)
 
 
 def _shown(job_id: str, record: Record, event: Event | None, top: int) -> dict[str, Any]:

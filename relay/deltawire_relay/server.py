@@ -14,11 +14,13 @@ import uvicorn
 
 from deltawire.background import in_background
 from deltawire.errors import RedisUnavailableError
-from deltawire.job_counts import JobCounts
+from deltawire.job_counts import JobCounts, PlaceCounts
 from deltawire.keys import Keys
 from deltawire.log import JobLog
+from deltawire.metrics import BuildInfo, LoopLag, new_registry
 from deltawire.queue import TaskSender, make_app
 from deltawire.redis_client import RedisClient
+from deltawire.redis_metrics import RedisMetrics
 from deltawire.sweeper import Sweeper
 from deltawire.tokens import secret_key
 
@@ -27,6 +29,7 @@ from .admissions import Admissions
 from .auth import Gate
 from .commands import Commands
 from .feed import Feed
+from .flow import Stalls
 from .health import UNREADY_AFTER_S, Health
 from .http_app import http_app
 from .http_protocol import HttpProtocol
@@ -34,6 +37,7 @@ from .hubs import Hubs
 from .jobs import CeleryQueue, Jobs, RedisQueue
 from .jobs_api import JobsApi
 from .limits import Limits
+from .metrics import HttpMetrics, metrics_route
 from .openai_api import Models, OpenAIApi
 from .revocations import Revocations
 from .revoked import Revoked
@@ -145,14 +149,20 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         )
         limits = Limits(settings.bounds, open_files=open_files.room())
         websockets = WebSocketDoor(gate, hubs, jobs, admissions, limits)
-        counts = JobCounts(log.index)
-        kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep()]
+        registry, lag, counts = new_registry(), LoopLag(), JobCounts(log.index)
+        routes = [*api.routes(), *tokens.routes(), *openai.routes(), metrics_route(registry, gate)]
+        http = HttpMetrics(http_app(routes, gate, limits), routes)
+        links = RedisMetrics(redis, {"feed": feed.nodes})
+        registry.register(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls())
+        registry.register(gate, limits, counts, PlaceCounts(log.places))
+        kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep(), lag.keep()]
         kept += [each.keep() for each in (jwks, revocations) if each is not None]
-        if verifier is not None:
+        if revocations is not None:
             kept.append(admissions.keep())
+            registry.register(revocations)
         await stack.enter_async_context(in_background(*kept))
         config = uvicorn.Config(
-            http_app([*api.routes(), *tokens.routes(), *openai.routes()], gate, limits),
+            http,
             host=settings.host,
             port=settings.port,
             ws=websockets,  # type: ignore[arg-type] # any factory of an asyncio protocol will do

@@ -58,6 +58,7 @@ class Standby:
             tops = {hub.job_id: hub.tail.top for hub in live[start : start + HUBS_AT_ONCE]}
             for job_id, lines in (await self._log.news(tops)).items():
                 if hub := self._hubs.find(job_id):  # it may have been released meanwhile
+                    self._hubs.metrics.repairs["standby"] += 1
                     hub.read_on(lines)
 
     async def mark_watched(self, *, again_after_s: float = 0) -> None:

@@ -25,6 +25,9 @@ RETRY_S = 1.0
 class Sink(Protocol):
     """Where a subscriber's bytes go. `write_*` never block; they may make `is_writable` false."""
 
+    via: str
+    """For metrics: `websocket`, `event_stream` or `chat`."""
+
     @property
     def is_writable(self) -> bool: ...
     def write_batch(self, batch: Batch) -> None: ...
@@ -48,6 +51,7 @@ class Subscriber:
     ) -> None:
         self.hub = hub
         self.position = position
+        self._origin = position  # from which what it was given counts
         self.is_open = False
         self.attached_at = asyncio.get_running_loop().time()
         self._sink = sink
@@ -63,6 +67,25 @@ class Subscriber:
         """Whether the job exists for this reader: it has a record, and the record is its tenant's."""
         record = self.hub.record
         return record is not None and (self._tenant is None or record.tenant == self._tenant)
+
+    @property
+    def via(self) -> str:
+        return self._sink.via
+
+    @property
+    def delivered(self) -> int:
+        """How many events were written; what a snapshot stands for is not among them."""
+        return self.position - self._origin
+
+    @property
+    def has_all(self) -> bool:
+        """Whether nothing is left to be written."""
+        return self.position == self.hub.tail.top
+
+    @property
+    def is_lagging(self) -> bool:
+        """Whether it is behind, and waits for its sink, or for the log."""
+        return self._reading is not None or (self.is_open and self.position < self.hub.tail.top)
 
     @property
     def has_ended(self) -> bool:
@@ -113,8 +136,12 @@ class Subscriber:
         )
         if snapshot is not None:
             self._sink.write_message(snapshot)
-            self.position = snapshot.sequence_number
+            self._skip_to(snapshot.sequence_number)
         self.is_open = True
+
+    def _skip_to(self, position: int) -> None:
+        self._origin += position - self.position
+        self.position = position
 
     async def _heal(self) -> None:
         """The log does not reach to the position: of a job that has just appeared, or Redis lost its end."""
@@ -139,7 +166,7 @@ class Subscriber:
             return
         if snapshot is None:
             recovered = False
-            self.position = hub.tail.top - 1
+            self._skip_to(hub.tail.top - 1)
         self._begin(recovered, snapshot, request_id)
 
     def lose(self) -> None:
@@ -195,7 +222,7 @@ class Subscriber:
         try:
             await reading()
         except RedisUnavailableError as error:
-            _log.debug("cannot read the log: %s", error, extra={"job_id": self.hub.job_id})
+            _log.debug("cannot read the log: %s", error, extra=self.hub.log_fields)
             await asyncio.sleep(RETRY_S)
         finally:
             self._reading = None

@@ -88,6 +88,11 @@ class Tail:
         self._last: Batch | None = None
         self._last_merged: Batch | None = None
 
+    @property
+    def newest(self) -> bytes | None:
+        """The event at the top, if the tail has it."""
+        return self._lines[-1] if self._lines else None
+
     def extend(self, lines: Iterable[bytes]) -> list[bytes]:
         """Takes the events that are new and returns them; those it has are skipped.
 

@@ -240,6 +240,8 @@ class FakeFeed(Feed):
 class FakeSink:
     """Takes what a subscriber writes, as long as `is_writable`, or as many batches as `room` says."""
 
+    via = "websocket"
+
     def __init__(self, *, room: int | None = None) -> None:
         self.is_open_for_more = True
         self.room = room

@@ -11,6 +11,7 @@ from typing import Final
 from celery import Celery
 
 from deltawire.background import in_background
+from deltawire.job_counts import PlaceCounts
 from deltawire.keys import Keys
 from deltawire.log import JobLog
 from deltawire.metrics import BuildInfo, LoopLag, exposition, new_registry
@@ -109,8 +110,8 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         lag = LoopLag()
         links = RedisMetrics(redis, {"flusher": flusher.nodes, "control": control.link})
         registry = new_registry()
-        for collector in (BuildInfo("worker"), lag, links, sweeper, metrics, flusher, leases, parking):
-            registry.register(collector)
+        registry.register(BuildInfo("worker"), lag, links, sweeper, metrics, flusher, leases, parking)
+        registry.register(PlaceCounts(log.places))
         kept = in_background(
             *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
             *(parking.keep(), models.keep(), quotas.keep(), lag.keep()),

@@ -282,16 +282,17 @@ class Generator:
             if isinstance(decision, NextAttempt) and decision.discards:
                 run.put(Restarted, reason="worker_lost", discard_through=claim.top)
             ending = await self._stream(run, question)
-            if ending is not None and not isinstance(ending, Park):
+            if not isinstance(ending, Park | None):
                 self._metrics.streamed(question.upstream.name, ending)
         if isinstance(ending, Park):
-            if ending.delay_s:  # else it waits for its turn, and has no message
-                self._presence.queues(run.job_id)
-            parked = await park(run, ending.delay_s, log=self._log, owner=self._owner)
-            if isinstance(parked, Outcome):
-                return parked
-            ending = parked
+            return await self._park(run, ending)
         return await self._end(run, ending)
+
+    async def _park(self, run: Run, ending: Park) -> Outcome:
+        if ending.delay_s:  # else it waits for its turn, and has no message
+            self._presence.queues(run.job_id)
+        parked = await park(run, ending.delay_s, log=self._log, owner=self._owner)
+        return parked if isinstance(parked, Outcome) else await self._end(run, parked)
 
     def _question(self, record: Record) -> Question | WireError:
         """What to ask whom; or `unknown_upstream`, `model_not_found`.
