@@ -198,11 +198,11 @@ class Hub:
 
     def _sample(self) -> None:
         """Notes how long the newest event has taken to here, if it is a delta that somebody reads."""
-        self._sampled_at = self._last_event_at
         line = self.tail.newest
         if self._held is not None or line is None or not is_delta(line):
             return
         if any(subscriber.has_all for subscriber in self.subscribers):
+            self._sampled_at = self._last_event_at
             self._metrics.written(line)
 
     def reconnected(self) -> None:

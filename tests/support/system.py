@@ -73,6 +73,11 @@ class Service:
         return self.process.pid
 
     @property
+    def url(self) -> str:
+        """Where it answers probes, without a path."""
+        return self._ready_url.rpartition("/")[0]
+
+    @property
     def log(self) -> str:
         """All that it has said so far."""
         return self.log_path.read_text(errors="replace")
