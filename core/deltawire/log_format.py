@@ -15,6 +15,11 @@ LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 FIELDS: Final = ("job_id", "attempt", "tenant", "status", "code")
 
+# What would begin a line of somebody's own, or speak to the terminal: control characters and line separators.
+_UNPRINTABLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
+}
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (Unix seconds), level, logger, message, and the fields named above."""
@@ -24,24 +29,30 @@ class JsonFormatter(logging.Formatter):
             "time": round(record.created, 6),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _encodable(record.getMessage()),
         }
         line.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _encodable(self.formatException(record.exc_info))
         return msgspec.json.encode(line).decode()
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00.123 info  deltawire.worker  message  job_id=…`."""
+    """`12:00:00.123 info  message  job_id=…`, on one line whatever is in it, but for an exception's."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = "".join(f"  {name}={getattr(record, name)}" for name in FIELDS if hasattr(record, name))
-        line = f"{clock}.{record.msecs:03.0f} {record.levelname.lower():<8} {record.getMessage()}{fields}"
+        said = f"{record.getMessage()}{fields}".translate(_UNPRINTABLE)
+        line = f"{clock}.{record.msecs:03.0f} {record.levelname.lower():<8} {said}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return _encodable(line)
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, which peers may send, and which no stream takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def configure(*, log_format: str, level: str) -> None:

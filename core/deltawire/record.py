@@ -74,6 +74,10 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
             total_s=max(0.0, now - self.created_at),
         )
 
+    def log_fields(self, job_id: str) -> dict[str, object]:
+        """What each line about the job in a log of ours carries (as `extra`)."""
+        return {"job_id": job_id, "attempt": self.attempt, "tenant": self.tenant}
+
     def fields(self) -> tuple[Field, ...]:
         """Names and values of the hash, but for those that the scripts keep themselves."""
         fields: list[Field] = [

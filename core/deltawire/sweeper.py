@@ -173,7 +173,7 @@ class Sweeper:
         claim = await self._log.claim(job_id, owner=self._owner, lease_s=LEASE_S, take_over=record.attempt)
         if claim.code != "CLAIMED" or claim.record is None:
             return claim.code in {"ENDED", "MISSING"}
-        _log.warning("ending a job whose worker is lost", extra={"job_id": job_id, "attempt": record.attempt})
+        _log.warning("ending a job whose worker is lost", extra=record.log_fields(job_id))
         code = decision.code if isinstance(decision, End) else "worker_lost"
         ending: Ending = as_lost(code)
         if claim.cancel is not None:
@@ -261,7 +261,7 @@ class Sweeper:
     async def _send(self, job_id: str, record: Record) -> None:
         """Sends a job's message, unless some sweeper did so in the last minute. Claims make it harmless."""
         if await self._index.may_send(job_id, RESEND_PAUSE_S):
-            _log.info("sending the message of a job again", extra={"job_id": job_id})
+            _log.info("sending the message of a job again", extra=record.log_fields(job_id))
             try:
                 await asyncio.to_thread(self._queue.send, job_id, **record.message_options())
                 self._resent += 1

@@ -279,7 +279,8 @@ class Connection(WebSocketProtocol):
         except RedisUnavailableError:
             self._end(_redis_unavailable(), CloseCode.INTERNAL)
         except Exception:  # noqa: BLE001 - the outer edge of a connection
-            _log.exception("a WebSocket connection failed")
+            tenant = self._principal and self._principal.tenant
+            _log.exception("a WebSocket connection failed", extra={"tenant": tenant} if tenant else {})
             self._is_over, self._unanswered = True, None
             self.close(CloseCode.INTERNAL, "internal error")
         finally:

@@ -157,8 +157,9 @@ class Hub:
     @property
     def log_fields(self) -> dict[str, object]:
         """For lines of our own log."""
-        known = {} if self.record is None else {"attempt": self.attempt, "tenant": self.record.tenant}
-        return {"job_id": self.job_id, **known}
+        if self.record is None:
+            return {"job_id": self.job_id}
+        return {**self.record.log_fields(self.job_id), "attempt": self.attempt}
 
     # What the feed calls.
 

@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 
+import pytest
+
 from deltawire.log_format import JsonFormatter, TextFormatter
 from deltawire_worker.__main__ import _first_line
 
@@ -41,6 +43,25 @@ def test_exceptions_are_shown() -> None:
         made.exc_info = sys.exc_info()
     assert "ValueError: invalid literal" in json.loads(JsonFormatter().format(made))["exception"]
     assert "ValueError: invalid literal" in TextFormatter().format(made)
+
+
+@pytest.mark.parametrize(
+    "said", ["GET /a\n12:00:00.000 info     a line of mine", "\x1b[2J", "\u2028", "\r\x85"]
+)
+def test_nobody_writes_lines_of_their_own(said: str) -> None:
+    """Nor speaks to the terminal, from a path or an answer that is logged."""
+    made = record("%s failed", said, job_id=said)
+    line = TextFormatter().format(made)
+    assert (line.splitlines(), said in line) == ([line], False)
+    text = JsonFormatter().format(made)
+    assert "\n" not in text
+    assert json.loads(text)["job_id"] == said
+
+
+def test_what_cannot_be_encoded_is_logged_all_the_same() -> None:
+    """Lone surrogates, as JSON and paths may hold them."""
+    for formatter in (TextFormatter(), JsonFormatter()):
+        assert "of ?" in formatter.format(record("of %s", "\ud800")).encode().decode()
 
 
 def test_a_message_that_celery_cannot_use_is_not_logged_with_its_body() -> None:

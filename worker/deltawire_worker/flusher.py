@@ -191,7 +191,7 @@ class Flusher:
         """An append was refused (out of memory, loading, a slot that moves) or lost: later, again."""
         self._saw(writer.keys.meta, error)
         if not isinstance(error, RedisUnavailableError) and code_of(error) != "MOVED":
-            _log.warning("Redis refuses an append: %s", error)
+            _log.warning("Redis refuses an append: %s", error, extra=writer.log_fields)
         self._loop.call_later(RETRY_S, self.mark_if_open, writer)
 
     def renew(self, job_id: str, args: tuple[str | int, ...], on_reply: Callable[[Reply], None]) -> None:

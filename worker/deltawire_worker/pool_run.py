@@ -215,7 +215,8 @@ class Run:
     def _reach_hard_limit(self) -> None:
         """Cancel, and go on cancelling: nobody else ends a task that swallows its cancellation."""
         if self._is_stopping:
-            logger.warning("%s still runs past its hard time limit; cancelling it again", self.name)
+            extra = {"job_id": self.task_id}
+            logger.warning("A task still runs past its hard time limit; cancelling it again", extra=extra)
             self._interrupt(asyncio.CancelledError)
         else:
             self.cancel(Cancellation.TIME_LIMIT)

@@ -135,7 +135,7 @@ class Run:
     @property
     def log_fields(self) -> dict[str, object]:
         """For lines of our own log."""
-        return {"job_id": self.job_id, "attempt": self.attempt, "tenant": self.record.tenant}
+        return {**self.record.log_fields(self.job_id), "attempt": self.attempt}
 
     @property
     def began_at(self) -> float:

@@ -83,7 +83,7 @@ def register(app: Celery) -> None:
                 await_(asyncio.sleep(REQUEUE_PAUSE_S))
                 raise Reject(str(error), requeue=True) from error
             except JobExpiredError as error:
-                _log.warning("%s", error)  # nobody else will hear of it
+                _log.warning("%s", error, extra={"job_id": job_id})  # nobody else will hear of it
                 raise
             if outcome.again_in_s is not None:
                 # This message is done with; another one comes in time, and its end is the job's.

@@ -86,6 +86,11 @@ class JobWriter:
         return self._acknowledged + len(self._events) + 1
 
     @property
+    def log_fields(self) -> dict[str, object]:
+        """For lines of our own log."""
+        return self._record.log_fields(self._job_id)
+
+    @property
     def settled_at(self) -> float:
         """See `Flusher.settled_at`."""
         return self._flusher.settled_at
@@ -246,8 +251,7 @@ class JobWriter:
             if not self._ended.done():
                 self._ended.set_result(code)
         elif code in {"GAP", "MISSING"}:
-            extra = {"job_id": self._job_id, "attempt": self._record.attempt, "tenant": self._record.tenant}
-            _log.warning("Redis has lost events; writing them again", extra=extra)
+            _log.warning("Redis has lost events; writing them again", extra=self.log_fields)
             if code == "GAP" and reply[1] >= self._base.number:
                 self._go_back(reply[1])
             else:
