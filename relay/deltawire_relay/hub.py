@@ -152,7 +152,7 @@ class Hub:
         """Idempotent."""
         if subscriber in self.subscribers:
             self.subscribers.remove(subscriber)
-            self._metrics.delivered += subscriber.delivered
+            self._metrics.delivered += subscriber.position - subscriber.origin
 
     @property
     def log_fields(self) -> dict[str, object]:

@@ -51,7 +51,9 @@ class Subscriber:
     ) -> None:
         self.hub = hub
         self.position = position
-        self._origin = position  # from which what it was given counts
+        self.origin = position
+        """From which what it was given counts: what a snapshot stands for was not."""
+        self.via = sink.via
         self.is_open = False
         self.attached_at = asyncio.get_running_loop().time()
         self._sink = sink
@@ -69,23 +71,14 @@ class Subscriber:
         return record is not None and (self._tenant is None or record.tenant == self._tenant)
 
     @property
-    def via(self) -> str:
-        return self._sink.via
-
-    @property
-    def delivered(self) -> int:
-        """How many events were written; what a snapshot stands for is not among them."""
-        return self.position - self._origin
-
-    @property
     def has_all(self) -> bool:
         """Whether nothing is left to be written."""
         return self.position == self.hub.tail.top
 
     @property
     def is_lagging(self) -> bool:
-        """Whether it is behind, and waits for its sink, or for the log."""
-        return self._reading is not None or (self.is_open and self.position < self.hub.tail.top)
+        """Whether it is behind, and so waits for its sink, or for the log."""
+        return self._reading is not None or (self.is_open and not self.has_all)
 
     @property
     def has_ended(self) -> bool:
@@ -140,7 +133,7 @@ class Subscriber:
         self.is_open = True
 
     def _skip_to(self, position: int) -> None:
-        self._origin += position - self.position
+        self.origin += position - self.position
         self.position = position
 
     async def _heal(self) -> None:

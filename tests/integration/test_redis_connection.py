@@ -11,8 +11,10 @@ import pytest
 
 from deltawire import redis_client, redis_connection
 from deltawire.errors import RedisUnavailableError
+from deltawire.metrics import new_registry
 from deltawire.redis_client import RedisClient
 from deltawire.redis_connection import RedisConnection, RedisLink, connect, pack
+from deltawire.redis_metrics import RedisMetrics
 from deltawire.redis_server import RedisServer, free_port
 
 DEADLINE_S = 10.0
@@ -582,6 +584,28 @@ async def test_a_redis_that_is_not_ready_yet_is_waited_for(code: str) -> None:
         client_of(url) as client,
     ):
         assert await client.execute("PING") in {b"PONG", "PONG"}
+
+
+async def test_a_clients_commands_and_connections_are_counted(redis_url: str) -> None:
+    """How long they took, whatever came of them; what was refused; and a connection that came again."""
+    async with opened(redis_url) as other, client_of(redis_url) as client:
+        registry = new_registry()
+        registry.register(RedisMetrics(client, {}))
+
+        def said(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(f"deltawire_redis_{name}", labels)
+
+        assert said("connected", link="commands") == 0
+        await client.execute("SET", "text", "x")
+        for command in (("INCR", "text"), ("EVALSHA", "0" * 40, 0)):  # the latter is sent again, as a rule
+            with pytest.raises(hiredis.ReplyError):
+                await client.execute(*command)
+        assert said("command_seconds_count") == 3
+        assert said("command_errors_total", kind="refused") == 1
+        assert (said("connected", link="commands"), said("reconnects_total", link="commands")) == (1, 0)
+        await kill(other, "client")
+        await client.execute("GET", "text")
+        assert (said("connected", link="commands"), said("reconnects_total", link="commands")) == (1, 1)
 
 
 async def test_a_closed_client_stays_closed(redis_url: str) -> None:

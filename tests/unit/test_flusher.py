@@ -14,6 +14,7 @@ from deltawire.events import Delta
 from deltawire.fold import Fold
 from deltawire.keys import ACTIVE_TTL_S
 from deltawire.log import AppendCode
+from deltawire.metrics import new_registry
 from deltawire.redis_connection import Reply
 from deltawire.scripts import RENEW
 from deltawire_worker.flusher import ENOUGH, HOLD_S, RETRY_S
@@ -54,6 +55,38 @@ async def test_what_arrives_meanwhile_is_the_next_batch() -> None:
     await settle()
     assert b.connection.appends == []
     assert (b.writer.pending_bytes, b.writer.next_number) == (0, 4)
+
+
+@virtual_time
+async def test_appends_and_their_refusals_are_counted() -> None:
+    """With their events; what waits for Redis is told in bytes, until the writer is closed."""
+    b = await bench()
+    registry = new_registry()
+    registry.register(b.flusher)
+
+    def said(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"deltawire_{name}", labels)
+
+    for event in (b"1", b"22", b"333"):
+        b.writer.put(event)
+    assert said("pending_bytes") == 6
+    await settle()
+    b.under_way.accept()
+    assert (said("appends_total"), said("append_events_total"), said("flushes_total")) == (1, 3, 1)
+    assert (said("append_seconds_count"), said("pending_bytes")) == (1, 0)
+    b.writer.put(b"4")
+    await settle()
+    b.under_way.refuse("MISSING")
+    await settle()
+    b.rewrite_under_way.accept()
+    assert (said("append_refusals_total", code="missing"), said("log_rewrites_total")) == (1, 1)
+    b.writer.put(b"5")
+    await settle()
+    b.lose()
+    assert said("append_refusals_total", code="error") == 1
+    assert said("pending_bytes") == 1
+    b.flusher.close_writer(b.writer)
+    assert said("pending_bytes") == 0
 
 
 async def hurry(b: Bench) -> None:

@@ -15,6 +15,7 @@ from deltawire.codec import decode
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import Cancelled, Failed
 from deltawire.keys import LEASE_S, Keys
+from deltawire.metrics import new_registry
 from deltawire.options import Options
 from deltawire.redis_connection import Reply
 from deltawire.sweeper import LOST_MESSAGE_INTERVAL_S, PARKED_SLACK_S, RESEND_PAUSE_S, SLOW_S, Sweeper
@@ -158,6 +159,25 @@ async def test_a_lost_job_ends_at_the_second_look(w: World) -> None:
     record = await w.log.record("job")
     assert record is not None
     assert record.request is None
+
+
+@in_a_world
+async def test_what_was_swept_is_counted(w: World) -> None:
+    """Jobs that it has ended, by why; and how many wait."""
+    registry = new_registry()
+    registry.register(w.sweeper)
+
+    def said(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"deltawire_{name}", labels)
+
+    await w.lost()
+    await w.queued("late", age_s=4_000, queue_timeout_s=60)
+    await w.queued("waits")
+    await w.sweep_twice()
+    assert said("sweeper_endings_total", reason="worker_lost") == 1
+    assert said("sweeper_endings_total", reason="queue_timeout") == 1
+    assert said("jobs_queued") == 1
+    assert said("jobs_resent_total") == 0
 
 
 @in_a_world
