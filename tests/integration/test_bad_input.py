@@ -2,19 +2,24 @@
 """Every kind of bad input at the HTTP and WebSocket doors, and its answer (PROTOCOL §8 in rows)."""
 
 import asyncio
+import base64
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from string import Template
 from typing import Any, Literal, NamedTuple
 
+import httpx
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from deltawire.errors import ERRORS
 from deltawire.redis_server import RedisServer
+from deltawire.tokens import new_claims, sign
 from deltawire_relay import http_protocol
 from tests.support.producer import REQUEST
 from tests.support.readers import WAIT_S, WebSocketReader, http_client, websocket
@@ -25,7 +30,14 @@ class Case(NamedTuple):
     """One row. `answer` is the HTTP status, the close code, or "open": an error, and the socket goes on."""
 
     door: Literal[
-        "POST /v1/jobs", "GET /v1/jobs", "OpenAI API", "HTTP", "job paths", "event stream", "WebSocket"
+        "POST /v1/jobs",
+        "GET /v1/jobs",
+        "OpenAI API",
+        "HTTP",
+        "job paths",
+        "event stream",
+        "tokens",
+        "WebSocket",
     ]
     input: str
     answer: int | Literal["open"]
@@ -88,6 +100,9 @@ ANY: Any = "HTTP"
 PATHS: Any = "job paths"
 LIST: Any = "GET /v1/jobs"
 STREAM: Any = "event stream"
+TOKENS: Any = "tokens"
+PAGE = {"Origin": "https://app.example"}
+SECRET = "0123456789abcdef0123456789abcdef"
 
 CASES: list[Case] = [
     # What is asked for.
@@ -204,9 +219,9 @@ CASES: list[Case] = [
     websocket_case("cancel without the cancel scope", "open", "forbidden", {"type": "cancel", "job_id": "a"}, key="reader"),
     # Connections.
     websocket_case("an unknown API key in the header", 4500, "invalid_credentials", key="unknown"),
-    websocket_case("an unknown API key in authenticate", 4500, "invalid_credentials", {"type": "authenticate", "token": "dw_x"}, key=None),
+    websocket_case("an unknown API key in authenticate", 4500, "invalid_credentials", {"type": "authenticate", "token": "dw_x"}, key=None, headers=PAGE),
     websocket_case("an unknown API key in a later authenticate", 4500, "invalid_credentials", {"type": "authenticate", "token": "dw_x"}),
-    websocket_case("another message before authenticate", 4502, "missing_credentials", subscribe(), key=None),
+    websocket_case("another message before authenticate", 4502, "missing_credentials", subscribe(), key=None, headers=PAGE),
     websocket_case("an Origin that is not allowed", 4503, "origin_not_allowed", headers={"Origin": "https://evil.example"}),
     websocket_case("a foreign Host, without keys", 4503, "host_not_allowed", key="open", headers={"Host": "evil.example"}),
     websocket_case("a Host that is none, without keys", 4503, "host_not_allowed", key="open", headers={"Host": "["}),
@@ -216,6 +231,45 @@ CASES: list[Case] = [
     websocket_case("a one-job socket: starting_after below 0", 4501, "invalid_request", path="/v1/jobs/a/ws?starting_after=-1"),
     websocket_case("a one-job socket: merge that is neither true nor false", 4501, "invalid_request", path="/v1/jobs/a/ws?merge=perhaps"),
     websocket_case("a one-job socket: no read scope", 4503, "forbidden", path="/v1/jobs/a/ws", key="submitter"),
+    # Tokens.
+    http(ANY, "an expired token", 401, "token_expired", method="GET", path="/v1/jobs/a", key="expired"),
+    http(ANY, "a revoked token", 401, "token_revoked", method="GET", path="/v1/jobs/a", key="revoked"),
+    http(ANY, "a token for another audience", 401, "invalid_credentials", method="GET", path="/v1/jobs/a", key="audience"),
+    http(ANY, "a token that nobody signed", 401, "invalid_credentials", method="GET", path="/v1/jobs/a", key="unsigned"),
+    http(ANY, "a token signed by somebody else", 401, "invalid_credentials", method="GET", path="/v1/jobs/a", key="forged"),
+    http(ANY, "a token above 8 KiB", 401, "invalid_credentials", method="GET", path="/v1/jobs/a", key="giant"),
+    http(ANY, "a ticket where a header is needed", 401, "missing_credentials", method="GET", path="/v1/jobs/a?ticket=$ticket", key=None),
+    http(PATHS, "a job that the token is not for", 404, "unknown_job", method="GET", path="/v1/jobs/b", key="ticket"),
+    http(PATHS, "a token without the capability cancel", 403, "forbidden", path="/v1/jobs/a/cancel", key="ticket"),
+    http(STREAM, "a job that the token is not for", 404, "unknown_job", method="GET", path="/v1/jobs/b/events", key="ticket"),
+    http(STREAM, "a ticket for another job", 404, "unknown_job", method="GET", path="/v1/jobs/b/events?ticket=$ticket", key=None),
+    http(STREAM, "a ticket that may do more", 401, "invalid_credentials", method="GET", path="/v1/jobs/a/events?ticket=$more", key=None),
+    http(STREAM, "two tickets", 401, "invalid_credentials", method="GET", path="/v1/jobs/a/events?ticket=$ticket&ticket=$ticket", key=None),
+    http(STREAM, "an API key as a ticket", 401, "invalid_credentials", method="GET", path="/v1/jobs/a/events?ticket=$key", key=None),
+    http(STREAM, "a ticket in another site's image", 403, "origin_not_allowed", method="GET", path="/v1/jobs/a/events?ticket=$ticket", key=None, headers={"Sec-Fetch-Site": "cross-site"}),
+    http(TOKENS, "a key without the tokens scope", 403, "forbidden", path="/v1/jobs/a/tokens", key="reader"),
+    http(TOKENS, "a token in the place of a key", 403, "forbidden", path="/v1/jobs/a/tokens", key="ticket"),
+    http(TOKENS, "a capability that does not exist", 400, "invalid_request", path="/v1/jobs/a/tokens", body={"cap": ["list"]}),
+    http(TOKENS, "no capability", 400, "invalid_request", path="/v1/jobs/a/tokens", body={"cap": []}),
+    http(TOKENS, "a life above a day", 400, "invalid_request", path="/v1/jobs/a/tokens", body={"ttl_s": 86_401}),
+    http(TOKENS, "a subject with a line end", 400, "invalid_request", path="/v1/jobs/a/tokens", body={"sub": "a\nb"}),
+    http(TOKENS, "a field that does not exist", 400, "invalid_request", path="/v1/jobs/a/tokens", body={"tenant": "other"}),
+    http(TOKENS, "a job id with other characters", 400, "invalid_job_id", path="/v1/jobs/a.b/tokens"),
+    http(TOKENS, "a relay without a secret", 404, "not_found", path="/v1/jobs/a/tokens", key="open"),
+    http(TOKENS, "revoke: nothing is named", 400, "invalid_request", path="/v1/tokens/revoke", body={}),
+    http(TOKENS, "revoke: two are named", 400, "invalid_request", path="/v1/tokens/revoke", body={"sub": "u", "token_id": "t"}),
+    http(TOKENS, "revoke: what is no token", 400, "invalid_request", path="/v1/tokens/revoke", body={"token": "t"}),
+    http(TOKENS, "revoke: a key without the tokens scope", 403, "forbidden", path="/v1/tokens/revoke", body={"sub": "u"}, key="reader"),
+    websocket_case("an expired token in the header", 4005, "token_expired", key="expired"),
+    websocket_case("a revoked token in the header", 4500, "token_revoked", key="revoked"),
+    websocket_case("a token signed by somebody else in the header", 4500, "invalid_credentials", key="forged"),
+    websocket_case("no Origin and no Authorization header", 4503, "origin_not_allowed", key=None),
+    websocket_case("a later authenticate of another subject", 4503, "forbidden", {"type": "authenticate", "token": "$ticket"}, key="all"),
+    websocket_case("subscribe to a job that the token is not for", "open", "unknown_job", subscribe(job_id="b"), key="ticket"),
+    websocket_case("a one-job socket: a job that the token is not for", 4507, "unknown_job", path="/v1/jobs/b/ws", key="ticket"),
+    websocket_case("a one-job socket: a ticket for another job", 4507, "unknown_job", path="/v1/jobs/b/ws?ticket=$ticket", key=None, headers=PAGE),
+    websocket_case("a one-job socket: a ticket that may do more", 4500, "invalid_credentials", path="/v1/jobs/a/ws?ticket=$more", key=None, headers=PAGE),
+    websocket_case("a one-job socket: a ticket without an Origin", 4503, "origin_not_allowed", path="/v1/jobs/a/ws?ticket=$ticket", key=None),
 ]  # fmt: skip
 
 
@@ -230,21 +284,54 @@ class Relays(NamedTuple):
     def headers(self, key: str | None) -> dict[str, str]:
         if key in {None, "open"}:
             return {}
-        return {"Authorization": "Bearer dw_x"} if key == "unknown" else self.keys.headers(str(key))
+        tokens = {"unknown": "dw_x", **SAMPLES}
+        return {"Authorization": f"Bearer {tokens[key]}"} if key in tokens else self.keys.headers(str(key))
+
+    def filled(self, text: str) -> str:
+        """With tokens where $names are."""
+        return Template(text).safe_substitute(SAMPLES, key=self.keys["all"])
+
+
+def token(*, secret: str = SECRET, now: float | None = None, **claims: Any) -> str:
+    return sign(new_claims(subject="u", jobs=["a"], tenant="acme", ttl_s=600, now=now, **claims), secret)
+
+
+def unsigned(text: str) -> str:
+    head = base64.urlsafe_b64encode(b'{"alg":"none"}').decode().rstrip("=")
+    return f"{head}.{text.split('.')[1]}.AAAA"
+
+
+SAMPLES = {
+    "ticket": token(),
+    "more": token(capabilities=["read", "cancel"]),
+    "expired": token(now=time.time() - 3_600),
+    "revoked": token(),
+    "audience": token(audience="other"),
+    "unsigned": unsigned(token()),
+    "forged": token(secret=SECRET[::-1]),
+    "giant": token() + "x" * 8_192,
+}
 
 
 @pytest.fixture(scope="module")
 def relays(redis_server: RedisServer) -> Iterator[Relays]:
     """One relay with keys, and one without."""
     keys = Keyring(
-        all=("acme", ["read", "cancel", "submit", "list"]),
+        all=("acme", ["read", "cancel", "submit", "list", "tokens"]),
         reader=("acme", ["read"]),
         submitter=("acme", ["submit"]),
     )
+    environment = {
+        "DELTAWIRE_API_KEYS": keys.text,
+        "DELTAWIRE_JWT_SECRET": SECRET,
+        "DELTAWIRE_ALLOWED_ORIGINS": PAGE["Origin"],
+    }
     with (
-        RelayProcess(redis_server.url, {"DELTAWIRE_API_KEYS": keys.text}) as keyed,
+        RelayProcess(redis_server.url, environment) as keyed,
         RelayProcess(redis_server.url) as open_,
     ):
+        body = {"token": SAMPLES["revoked"]}
+        httpx.post(f"{keyed.url}/v1/tokens/revoke", json=body, headers=keys.headers("all"), trust_env=False)
         yield Relays(keyed, open_, keys)
 
 
@@ -272,7 +359,7 @@ async def test_http_refuses(case: Case, relays: Relays) -> None:
         headers.setdefault("Content-Type", "application/json")
     async with http_client(base_url=relays.of(send["key"]).url) as client:
         response = await client.request(
-            send["method"], send["path"], content=send["content"], headers=headers
+            send["method"], relays.filled(send["path"]), content=send["content"], headers=headers
         )
     assert response.status_code == case.answer, response.text
     assert response.headers["Content-Type"] == "application/json"
@@ -303,7 +390,7 @@ async def test_http_refuses_what_is_slow_or_no_request(
 
 @asynccontextmanager
 async def socket_of(case: Case, relays: Relays) -> AsyncIterator[WebSocketReader]:
-    url = relays.of(case.send["key"]).websocket_url + case.send["path"]
+    url = relays.of(case.send["key"]).websocket_url + relays.filled(case.send["path"])
     headers = [*relays.headers(case.send["key"]).items()]
     given = case.send.get("headers", [])
     headers += given.items() if isinstance(given, dict) else given
@@ -334,7 +421,7 @@ async def test_a_websocket_refuses(case: Case, relays: Relays) -> None:
         for message in case.send["messages"]:
             is_ready = isinstance(message, str | bytes | list)  # a list is sent in fragments
             with contextlib.suppress(ConnectionClosed):
-                await reader.connection.send(message if is_ready else json.dumps(message))
+                await reader.connection.send(message if is_ready else relays.filled(json.dumps(message)))
         if raw := case.send.get("raw_text"):
             await reader.connection.send(raw, text=True)
         if case.answer == "open":

@@ -72,6 +72,7 @@ async def test_a_job_is_created(http: httpx.AsyncClient, jobs: Producer, redis_s
         "id": job["id"],
         "object": "job",
         "status": "queued",
+        "token": None,
         "urls": {
             "self": base,
             "events": f"{base}/events",

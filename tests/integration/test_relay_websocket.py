@@ -264,7 +264,7 @@ async def test_a_key_in_the_first_message_opens_the_socket(keyed: RelayProcess, 
     """A browser authenticates by message, on both kinds of socket (§6.1)."""
     job = await jobs.ended("a", tenant="acme")
     for path in ("/v1/ws", f"/v1/jobs/{job.job_id}/ws"):
-        async with websocket(keyed.websocket_url + path) as reader:
+        async with websocket(keyed.websocket_url + path, headers={"Origin": keyed.url}) as reader:
             await reader.send("authenticate", token=KEYS["acme"], request_id="a")
             answer = await reader.receive()
             assert (answer["type"], answer["request_id"]) == ("authenticated", "a")
@@ -298,7 +298,7 @@ async def test_no_credential_in_time_is_4502(
     keys = parse_api_keys(KEYS.text)
     async with (
         relay_in_process(redis_server.url, monkeypatch, api_keys=keys) as address,
-        websocket(f"ws://{address}/v1/ws") as reader,
+        websocket(f"ws://{address}/v1/ws", headers={"Origin": f"http://{address}"}) as reader,
     ):
         messages, code = await reader.until_closed()
     assert (messages[-1]["error"]["code"], code) == ("missing_credentials", 4502)
