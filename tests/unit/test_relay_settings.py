@@ -166,3 +166,43 @@ def test_repr_hides_every_secret() -> None:
         assert "hunter" not in text
         assert ENTRY.rpartition(":")[2] not in text
     assert "backend" in repr(made)
+
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def test_tokens_alone_open_other_addresses() -> None:
+    """A relay for clients only needs no API key."""
+    assert settings(HOST="0.0.0.0", JWT_SECRET=SECRET).takes_tokens
+    assert settings(HOST="0.0.0.0", JWT_JWKS_URL="https://issuer.example/jwks").takes_tokens
+    assert not settings(JWT_AUDIENCE="other", JWT_ISSUER="x").takes_tokens
+
+
+def test_secrets_for_tokens(tmp_path: Path) -> None:
+    """Several, in the environment or in a file, one to a line; none is shown."""
+    path = tmp_path / "secret"
+    path.write_text(f"{SECRET}\n{SECRET[::-1]}\n")
+    made = settings(JWT_SECRET_FILE=str(path))
+    assert made.jwt_secrets == (SECRET, SECRET[::-1])
+    assert SECRET not in repr(made)
+    assert (made.jwt_audience, made.jwt_issuer) == ("deltawire", "")
+    with pytest.raises(ConfigurationError, match="DELTAWIRE_JWT_SECRET: a secret .* 32 bytes") as caught:
+        settings(JWT_SECRET=f"{SECRET} too-short")
+    assert "too-short" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://issuer.example/jwks", "ftp://issuer.example", "https://", "issuer.example", "file:///etc/x"],
+)
+def test_key_sets_come_by_https(url: str) -> None:
+    """Whoever changes the keys on their way is let in."""
+    with pytest.raises(ConfigurationError, match="DELTAWIRE_JWT_JWKS_URL"):
+        settings(JWT_JWKS_URL=url)
+    assert settings(JWT_JWKS_URL="http://127.0.0.1:9/jwks").jwt_jwks_url
+
+
+def test_a_public_key_that_is_none() -> None:
+    """The message names the variable."""
+    with pytest.raises(ConfigurationError, match="DELTAWIRE_JWT_PUBLIC_KEY: "):
+        settings(JWT_PUBLIC_KEY="what")
