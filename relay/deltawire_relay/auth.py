@@ -18,7 +18,7 @@ from .origins import Origins
 
 RESULTS: Final = (
     *("key", "token", "ticket"),
-    *("missing_credentials", "invalid_credentials", "token_expired", "token_revoked", "internal_error"),
+    *("missing_credentials", "invalid_credentials", "token_expired", "token_revoked", "unknown_key"),
     *("origin_not_allowed", "host_not_allowed"),
 )
 
@@ -115,10 +115,8 @@ class Gate:
         """
         try:
             principal = self._authenticate(token, is_ticket)
-        except UnknownKeyError:
-            raise
         except WireError as error:
-            self.results[error.code] += 1
+            self.results["unknown_key" if isinstance(error, UnknownKeyError) else error.code] += 1
             raise
         self.results["ticket" if is_ticket else "key" if principal.is_key else "token"] += 1
         return principal
@@ -127,15 +125,10 @@ class Gate:
         """As `authenticate`, but a token of a key that is not known makes it look for new keys first."""
         try:
             return self.authenticate(token, is_ticket=is_ticket)
-        except UnknownKeyError as error:
-            unknown = error
-        try:
+        except UnknownKeyError:
             assert self._verifier is not None  # noqa: S101 - who has raised it
             await self._verifier.refresh()
-            return self.authenticate(token, is_ticket=is_ticket)
-        except UnknownKeyError:
-            self.results[unknown.code] += 1
-            raise
+        return self.authenticate(token, is_ticket=is_ticket)
 
     def _authenticate(self, token: str | None, is_ticket: bool) -> Principal:
         if not self.needs_credentials:

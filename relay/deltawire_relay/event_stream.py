@@ -94,8 +94,9 @@ class EventStream(ByteStream):
 
     def put_out(self, error: WireError) -> None:
         """The credential is good no more."""
-        self.write_message(ErrorMessage(error=error.error))
-        self.end()
+        if not self.is_over:
+            self.write_message(ErrorMessage(error=error.error))
+            self.end()
 
     def refused(self, subscriber: Subscriber, error: WireError) -> None:
         self.write_message(ErrorMessage(error=error.error, job_id=subscriber.hub.job_id))

@@ -32,7 +32,7 @@ class Revocations:
     def __init__(
         self, redis: Scripts, feed: Feed, keys: Keys, revoked: Revoked, on_news: Callable[[], None]
     ) -> None:
-        """`on_news` is called when `revoked` has got more."""
+        """`on_news` is called by `keep` when `revoked` has got more."""
         self.made = 0
         self._redis = redis
         self._feed = feed
@@ -41,6 +41,7 @@ class Revocations:
         self._on_news = on_news
         self._last = b"0"
         self._news = asyncio.Event()
+        self._has_more = False  # than `on_news` knows of
 
     async def revoke(self, revocation: Revocation) -> None:
         """Raises RedisUnavailableError, and WireError `overloaded` where there are too many."""
@@ -52,6 +53,7 @@ class Revocations:
             )
         self.made += 1
         self._take([revocation])
+        self._news.set()
         await self._redis.execute(self._keys.publish, self._keys.revocations, "")
 
     async def read(self, *, is_whole: bool = False) -> None:
@@ -69,8 +71,7 @@ class Revocations:
                 return
 
     def _take(self, revocations: Iterable[Revocation]) -> None:
-        if self._revoked.add(revocations):
-            self._on_news()
+        self._has_more = self._revoked.add(revocations) or self._has_more
 
     async def keep(self) -> None:
         """Until cancelled."""
@@ -80,21 +81,31 @@ class Revocations:
         try:
             looks = 0
             while True:
+                is_whole = False
                 try:
                     async with asyncio.timeout(LOOK_INTERVAL_S):
                         await self._news.wait()
                 except TimeoutError:
                     looks += 1
+                    is_whole = looks % LOOKS_PER_READ == 0
                 self._news.clear()
+                self._tell()
                 self._revoked.forget(time.time())
                 try:
-                    await self.read(is_whole=looks % LOOKS_PER_READ == 0)
+                    await self.read(is_whole=is_whole)
                 except RedisUnavailableError as error:
                     _log.debug("cannot read the revocations: %s", error)
                     await asyncio.sleep(LOOK_INTERVAL_S)
+                self._tell()
         finally:
             subscribing.cancel()
             self._feed.unsubscribe(self._keys.revocations)
+
+    def _tell(self) -> None:
+        """Once for all that came meanwhile: every connection is looked at."""
+        if self._has_more:
+            self._has_more = False
+            self._on_news()
 
     # What the feed calls.
 

@@ -186,7 +186,7 @@ def test_secrets_for_tokens(tmp_path: Path) -> None:
     assert made.jwt_secrets == (SECRET, SECRET[::-1])
     assert SECRET not in repr(made)
     assert (made.jwt_audience, made.jwt_issuer) == ("deltawire", "")
-    with pytest.raises(ConfigurationError, match="DELTAWIRE_JWT_SECRET: a secret .* 32 bytes") as caught:
+    with pytest.raises(ConfigurationError, match=r"DELTAWIRE_JWT_SECRET: a secret .* 32 bytes") as caught:
         settings(JWT_SECRET=f"{SECRET} too-short")
     assert "too-short" not in str(caught.value)
 
