@@ -98,7 +98,7 @@ async def test_a_redis_that_numbers_anew(redis_url: str, monkeypatch: pytest.Mon
 
 
 async def test_there_is_a_bound(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above it nothing is taken: to forget one for another would let somebody in. Pages are read to the end."""
+    """Above it nothing is taken: to forget one for another would let somebody in. All pages are read."""
     monkeypatch.setattr(revocations_module, "MAX_REVOKED", 5)
     monkeypatch.setattr(revocations_module, "PAGE", 2)
     async with reading(redis_url, "one") as one:
