@@ -154,7 +154,7 @@ async def show(request: Request) -> Response:
 async def test_answers_count_by_route_and_class() -> None:
     """A path that somebody makes up is no label, and neither is a method."""
     routes = [Route("/v1/jobs/{job_id}", show)]
-    http, registry = HttpMetrics(http_app(routes, Gate([], []), []), routes), new_registry()
+    http, registry = HttpMetrics(http_app(routes, Gate([], [])), routes), new_registry()
     registry.register(http)
     transport = httpx.ASGITransport(http)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -193,7 +193,7 @@ async def test_metrics_are_shown_to_who_may_see_them(
 ) -> None:
     """With keys by the scope `metrics`, without to this machine."""
     gate = Gate(parse_api_keys(entries) if entries else (), [])
-    app = http_app([metrics_route(new_registry(), gate)], gate, [])
+    app = http_app([metrics_route(new_registry(), gate)], gate)
     headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://relay") as client:
         answer = await client.get("/metrics", headers=headers)
