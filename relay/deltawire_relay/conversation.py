@@ -118,6 +118,9 @@ class Connection(WebSocketProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._place is not None:
+            self._place.release()
+        self._door.limits.depart(self._peer)
         self._is_over, self._unanswered = True, None
         self._door.admissions.leave(self)
         for job_id in tuple(self._subscriptions):
@@ -125,9 +128,6 @@ class Connection(WebSocketProtocol):
         for task in (self._answering, *(self._tasks or ())):
             if task is not None:
                 task.cancel()
-        if self._place is not None:
-            self._place.release()
-        self._door.limits.depart(self._peer)
         self._turn.discard(self)
         self._door.left()
 

@@ -350,4 +350,4 @@ def _parse_hop(text: str) -> IPAddress | None:
 
 
 def _with_headroom(limit: float) -> float:
-    return limit + max(MIN_HEADROOM, limit // 8)
+    return limit + max(MIN_HEADROOM, limit / 8)

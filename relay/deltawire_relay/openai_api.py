@@ -83,10 +83,10 @@ class OpenAIApi:
         self._admissions.enter(stay, may_outlive=True)
 
         def close() -> None:
+            place.release()
             self._admissions.leave(stay)
             subscriber.close()
             release()
-            place.release()
             self._open.pop(sink).set_result(None)
 
         self._open[sink] = asyncio.get_running_loop().create_future()
