@@ -47,9 +47,9 @@ class Principal(msgspec.Struct, frozen=True):
             raise WireError("forbidden", f"this credential has no {scope!r} scope")
 
     @property
-    def counted_as(self) -> tuple[str | None, str] | None:
-        """Whose connections they are; None: a key's, behind which many may be (PROTOCOL.md §5.7)."""
-        return None if self.is_key else (self.tenant, self.name)
+    def counted_as(self) -> tuple[str, str] | None:
+        """Whose connections they are; None: nobody's (`Limits` leaves out API keys)."""
+        return None if self.tenant is None else (self.tenant, self.name)
 
     def covers(self, job_id: str) -> bool:
         """Whether the job is one of those that the credential is for, if it is the tenant's."""

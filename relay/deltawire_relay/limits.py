@@ -7,7 +7,7 @@ sockets than places, so that a relay that is full still takes commands, answers 
 
 import ipaddress
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -96,6 +96,8 @@ class Place:
 
     def belong_to(self, subject: Hashable | None) -> None:
         """To that one from now on; None is not counted. Raises WireError, and then nothing has changed."""
+        if subject in self._limits._uncounted:
+            subject = None
         if self._address is not None and subject != self._subject:
             self._limits._count_subject(subject)
             self._limits._forget_subject(self._subject)
@@ -111,8 +113,17 @@ class Place:
 class Limits:
     """Counts, and refuses with a WireError that says when to come again."""
 
-    def __init__(self, bounds: Bounds | None = None, *, open_files: int | None = None) -> None:
-        """`open_files`: how many sockets the system lets us have; None: as many as we want."""
+    def __init__(
+        self,
+        bounds: Bounds | None = None,
+        *,
+        open_files: int | None = None,
+        uncounted: Container[Hashable] = (),
+    ) -> None:
+        """`open_files`: how many sockets the system lets us have; None: as many as we want.
+
+        `uncounted`: subjects that stand for many users.
+        """
         self.bounds = bounds = bounds or Bounds()
         self.max_places: float = bounds.max_connections or math.inf
         self.max_sockets = _with_headroom(self.max_places)
@@ -129,6 +140,7 @@ class Limits:
         self._handshakes_full_at = 0.0
         self._addresses: dict[bytes, Address] = {}
         self._subjects: dict[Hashable, int] = {}
+        self._uncounted = uncounted
 
     # Sockets.
 

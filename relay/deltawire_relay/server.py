@@ -147,7 +147,12 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         openai = OpenAIApi(
             gate, hubs, jobs, models, admissions, abandon_grace_s=settings.chat_abandon_grace_s
         )
-        limits = Limits(settings.bounds, open_files=open_files.room())
+        limits = Limits(
+            settings.bounds,
+            open_files=open_files.room(),
+            # Many users may be behind one, also by tokens that are issued in its name.
+            uncounted={(key.tenant, key.name) for key in settings.api_keys},
+        )
         websockets = WebSocketDoor(gate, hubs, jobs, admissions, limits)
         registry, lag, counts = new_registry(), LoopLag(), JobCounts(log.index)
         routes = [*api.routes(), *tokens.routes(), *openai.routes(), metrics_route(registry, gate)]

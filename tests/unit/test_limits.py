@@ -164,6 +164,18 @@ def test_a_subject_has_so_many_places() -> None:
     assert made.places == {"websocket": 0, "sse": 10}
 
 
+def test_an_api_key_is_no_subject() -> None:
+    """Nor is a token in its name: a backend has many users."""
+    made = Limits(Bounds(max_connections_per_subject=1), uncounted={("acme", "backend")})
+    peer = made.arrive(None)
+    for _ in range(10):
+        place = made.enter("sse", peer, subject=("acme", "backend"))
+    place.belong_to(("acme", "ann"))
+    refused(lambda: made.enter("sse", peer, subject=("acme", "ann")))
+    place.belong_to(("acme", "backend"))
+    made.enter("sse", peer, subject=("acme", "ann"))
+
+
 class Crowd(RuleBasedStateMachine):
     """Connections that come, take places, become somebody and go, at random, also twice."""
 
