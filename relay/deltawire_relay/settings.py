@@ -172,8 +172,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Variable(
             "DELTAWIRE_MAX_CONNECTIONS_PER_SUBJECT",
-            "How many of those one token's `sub` has in a process; API keys and their names, behind which many "
-            "users may be, are not counted. 0: no limit.",
+            "How many of those one token's `sub` has in a process; API keys and their names, behind which "
+            "many users may be, are not counted. 0: no limit.",
             _COUNT,
         ),
     ] = _DEFAULT.max_connections_per_subject
