@@ -175,8 +175,9 @@ class Connection(WebSocketProtocol):
 
     def _begin(self, principal: Principal) -> None:
         """Raises WireError."""
-        self._identify(principal)
+        self._count_as(principal)
         self.set_timer(None)
+        self._principal = principal
         self._door.admissions.enter(self)
         if self._one_job is not None:
             self._ask(subscription(self._one_job, self._query))
@@ -192,12 +193,6 @@ class Connection(WebSocketProtocol):
         if error.kind.close_code is CloseCode.TOKEN_EXPIRED:  # may come back, with another one
             self.write_message(Goodbye(code=CloseCode.TOKEN_EXPIRED, retry_after_s=0.0))
         self._end(error)
-
-    def _identify(self, principal: Principal) -> None:
-        """Raises WireError where that one has too many connections."""
-        assert self._place is not None  # noqa: S101 - since it was opened
-        self._place.belong_to(principal.counted_as)
-        self._principal = principal
 
     # What subscribers call (Sink).
 
@@ -233,6 +228,11 @@ class Connection(WebSocketProtocol):
             self._is_over, self._unanswered = True, None
             self._refuse(error, job_id=self._one_job)
             self._fail(CloseCode.RATE_LIMITED, error.code)  # it would send on while it is asked to close
+
+    def _count_as(self, principal: Principal) -> None:
+        """Raises WireError where that one has too many connections."""
+        assert self._place is not None  # noqa: S101 - since it was opened
+        self._place.belong_to(principal.counted_as)
 
     def message_too_large(self) -> None:
         self._door.limits.message_too_large()
@@ -332,14 +332,14 @@ class Connection(WebSocketProtocol):
             raise WireError("forbidden", "this socket is another subject's, or another tenant's")
         if self._is_over:
             return
-        if former is not None:
-            self._door.admissions.leave(self)
-        self._identify(principal)
+        self._count_as(principal)
         expires_at = None if principal.is_key else principal.expires_at
         self.write_message(Authenticated(expires_at=expires_at, request_id=message.request_id))
         if former is None:
             self._begin(principal)
             return
+        self._door.admissions.leave(self)
+        self._principal = principal
         self._door.admissions.enter(self)
         for job_id, (subscriber, _) in tuple(self._subscriptions.items()):
             try:
