@@ -41,7 +41,7 @@ async def test_one_that_asks_much_at_once_lets_others_have_their_turn() -> None:
 
 
 class Tokens(Gate):
-    """Each token is its subject's name."""
+    """Each token is its subject's name, wherever it comes from."""
 
     def authenticate(self, token: str | None, *, is_ticket: bool = False) -> Principal:
         return Principal(token or "", "acme", SCOPES, is_key=False, expires_at=2e9)
@@ -54,6 +54,9 @@ def say_who(transport: FakeTransport, token: str) -> None:
     transport.protocol.data_received(
         masked(Opcode.TEXT, b'{"type":"authenticate","token":"%s"}' % token.encode())
     )
+
+    def check_origin(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 @virtual_time
