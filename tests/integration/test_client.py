@@ -2,13 +2,18 @@
 
 import asyncio
 import random
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
 from deltawire.client import AsyncClient, JobUnavailableError, text_of
+from deltawire.errors import ERRORS, WireError
 from deltawire.events import Event
-from deltawire.messages import Snapshot
+from deltawire.messages import ErrorMessage, Snapshot
 from deltawire.redis_server import free_port
 from tests.support.producer import Producer
 from tests.support.relay_process import RelayProcess
@@ -89,6 +94,48 @@ async def test_a_refusal_is_an_error_with_its_code(relay: RelayProcess) -> None:
                 pass
         assert caught.value.error is not None
         assert caught.value.error.code == "invalid_job_id"
+
+
+def refusal(code: str, retry_after_s: float) -> str:
+    error = WireError(code, "too much", retry_after_s=retry_after_s).error
+    return msgspec.json.encode(ErrorMessage(error=error)).decode()
+
+
+async def test_a_client_waits_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `Retry-After` before the upgrade, by `retry_after_s` behind it; 4504 is for good (PROTOCOL §5.7)."""
+    answers = iter([("429", 7), ("503", 8), ("rate_limited", 9), ("connection_limit", 10)])
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay_s: float) -> None:
+        is_a_wait = delay_s <= 10  # and not the websockets library's, between two pings
+        slept.append(delay_s if is_a_wait else 0)
+        await sleep(0 if is_a_wait else delay_s)
+
+    def before(connection: ServerConnection, _: Request) -> Response | None:
+        connection.answer = next(answers)  # type: ignore[attr-defined] # for `behind`
+        code, wait_s = connection.answer  # type: ignore[attr-defined] # as above
+        if not code.isdigit():
+            return None
+        response = connection.respond(HTTPStatus(int(code)), "")
+        response.headers["Retry-After"] = str(wait_s)
+        return response
+
+    async def behind(connection: ServerConnection) -> None:
+        code, wait_s = connection.answer  # type: ignore[attr-defined] # as above
+        await connection.send(refusal(code, wait_s))
+        await connection.close(ERRORS[code].close_code or 0, code)
+
+    monkeypatch.setattr("deltawire.client.async_client.asyncio.sleep", note)
+    async with serve(behind, "127.0.0.1", 0, process_request=before) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with AsyncClient(f"http://127.0.0.1:{port}") as client:
+            with pytest.raises(JobUnavailableError, match=r"4504.*too much") as caught:
+                async for _ in client.events("job"):
+                    pass
+    assert caught.value.error is not None
+    assert caught.value.error.code == "connection_limit"
+    assert [delay_s for delay_s in slept if delay_s >= 6] == [7, 8, 9]
 
 
 async def test_no_relay_is_an_error_that_says_where() -> None:

@@ -44,7 +44,10 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class JobUnavailableError(DeltawireError):
-    """The relay refused, or could not be reached; `error` is what it said, if it said something."""
+    """The relay refused, or could not be reached; `error` is what it said, if it said something.
+
+    Where trying again may help, `error.retry_after_s` is when.
+    """
 
     def __init__(self, message: str, error: Error | None = None) -> None:
         super().__init__(message)
@@ -103,7 +106,7 @@ class AsyncClient:
         failures = 0
         last_heard = asyncio.get_running_loop().time()
         while True:
-            wait_s = 0.0
+            wait_s, refusal = 0.0, None
             try:
                 async with self._connect(job_id, cursor.position, merge) as connection:
                     while True:
@@ -114,7 +117,7 @@ class AsyncClient:
                         elif isinstance(message, ErrorMessage):
                             if not message.error.retryable:
                                 raise JobUnavailableError(message.error.message, message.error)
-                            wait_s = message.error.retry_after_s or 0.0
+                            wait_s, refusal = message.error.retry_after_s or 0.0, message.error
                         elif isinstance(message, Snapshot):
                             cursor.jump(message.sequence_number)
                             yield message
@@ -126,7 +129,7 @@ class AsyncClient:
                                 return
             except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError) as error:
                 silent_for_s = asyncio.get_running_loop().time() - last_heard
-                if final := _reason_to_give_up(error, silent_for_s):
+                if final := _reason_to_give_up(error, silent_for_s, refusal):
                     raise final from error
                 wait_s = max(wait_s, _retry_after_s(error))
                 if not failures:
@@ -182,12 +185,15 @@ def _first_of(event: Event) -> int:
     return event.sequence_number
 
 
-def _reason_to_give_up(error: Exception, silent_for_s: float) -> JobUnavailableError | None:
-    """What a lost or refused connection means: None to come back."""
+def _reason_to_give_up(
+    error: Exception, silent_for_s: float, said: Error | None
+) -> JobUnavailableError | None:
+    """What a lost or refused connection means: None to come back. `said` came before it was closed."""
     if isinstance(error, ConnectionClosed):
         code = error.rcvd.code if error.rcvd else 1006
         if not may_come_back(code):
-            return JobUnavailableError(f"the relay closed the connection for good ({code})")
+            why = f": {said.message}" if said is not None else ""
+            return JobUnavailableError(f"the relay closed the connection for good ({code}){why}", said)
     elif isinstance(error, InvalidStatus) and error.response.status_code in _FOR_GOOD:
         return JobUnavailableError(f"the relay refused: {error}")
     if silent_for_s > GIVE_UP_AFTER_S:
