@@ -122,8 +122,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_answering:
             self._close()  # two would write
             return
+        assert self._peer is not None  # noqa: S101 - or it would have been refused
+        forwarded_for = [
+            value.decode("latin-1") for name, value in self.headers if name == b"x-forwarded-for"
+        ]
         try:
-            self._limits.shake_hands(self.loop.time())
+            self._limits.shake_hands(self._peer, forwarded_for, self.loop.time())
         except WireError as error:
             self._refuse(error)
             return

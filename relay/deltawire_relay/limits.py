@@ -21,6 +21,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 Transport = Literal["websocket", "sse"]
 
 HANDSHAKE_BURST_S: Final = 2
+HANDSHAKE_SHARES: Final = 10
 MESSAGE_BURST: Final = 1_000
 MIN_HEADROOM: Final = 16
 FULL_RETRY_AFTER_S: Final = 5.0
@@ -73,7 +74,7 @@ class Address:
     There is one of each while it has anything; connections share it.
     """
 
-    __slots__ = ("is_exempt", "is_trusted", "key", "places", "sockets")
+    __slots__ = ("handshakes_full_at", "is_exempt", "is_trusted", "key", "places", "sockets")
 
     def __init__(self, key: bytes, *, is_exempt: bool, is_trusted: bool) -> None:
         self.key = key
@@ -81,6 +82,7 @@ class Address:
         self.is_trusted = is_trusted  # what it says of its clients counts
         self.sockets = 0
         self.places = 0
+        self.handshakes_full_at = 0.0  # see Rate
 
 
 class Place:
@@ -136,7 +138,8 @@ class Limits:
         self.sockets = 0
         self.places: dict[Transport, int] = {"websocket": 0, "sse": 0}
         self.refusals = dict.fromkeys(LIMITS, 0)
-        self._handshakes = Rate(bounds.handshakes_per_s, HANDSHAKE_BURST_S * bounds.handshakes_per_s)
+        self._handshakes = _handshakes(bounds.handshakes_per_s)
+        self._handshakes_of_one = _handshakes(bounds.handshakes_per_s / HANDSHAKE_SHARES)
         self._handshakes_full_at = 0.0
         self._addresses: dict[bytes, Address] = {}
         self._subjects: dict[Hashable, int] = {}
@@ -173,16 +176,19 @@ class Limits:
 
     # Places.
 
-    def shake_hands(self, now: float) -> None:
+    def shake_hands(self, peer: Address, forwarded_for: Sequence[str], now: float) -> None:
         """Somebody wants a WebSocket: what can be said before anything is made for it. Raises WireError."""
         if self._is_full:
             raise self._full()
+        address = self._client(peer, forwarded_for)
+        if not address.is_exempt:  # or one stranger, who comes and goes, would have them all
+            full_at = self._handshakes_of_one.take(address.handshakes_full_at, now)
+            if full_at is None:
+                raise self._too_fast(self._handshakes_of_one.wait_s(address.handshakes_full_at, now))
+            address.handshakes_full_at = full_at
         full_at = self._handshakes.take(self._handshakes_full_at, now)
         if full_at is None:
-            wait_s = self._handshakes.wait_s(self._handshakes_full_at, now)
-            raise self._refusal(
-                "handshakes_per_s", "overloaded", "too many connect to this relay at once", max(1.0, wait_s)
-            )
+            raise self._too_fast(self._handshakes.wait_s(self._handshakes_full_at, now))
         self._handshakes_full_at = full_at
 
     def enter(
@@ -193,10 +199,7 @@ class Limits:
         subject: Hashable | None = None,
     ) -> Place:
         """A place for `peer`, or for whom it names where it is a proxy of ours. Raises WireError."""
-        address = peer
-        if peer.is_trusted and forwarded_for:
-            ip = client_of(forwarded_for, self._is_trusted)
-            address = self.address(str(ip)) if ip is not None else peer
+        address = self._client(peer, forwarded_for)
         if self._is_full:
             raise self._full()
         if not address.is_exempt and address.places >= self._per_ip:
@@ -278,6 +281,13 @@ class Limits:
     def _is_trusted(self, ip: IPAddress) -> bool:
         return any(ip in network for network in self.bounds.trusted_proxies)
 
+    def _client(self, peer: Address, forwarded_for: Sequence[str]) -> Address:
+        """Who it is, behind our proxies."""
+        if not (peer.is_trusted and forwarded_for):
+            return peer
+        ip = client_of(forwarded_for, self._is_trusted)
+        return self.address(str(ip)) if ip is not None else peer
+
     def _leave(self, transport: Transport, address: Address) -> None:
         self.places[transport] -= 1
         address.places -= 1
@@ -309,6 +319,11 @@ class Limits:
     def _full(self) -> WireError:
         return self._refusal(
             "max_connections", "overloaded", "this relay is full; try again", FULL_RETRY_AFTER_S
+        )
+
+    def _too_fast(self, wait_s: float) -> WireError:
+        return self._refusal(
+            "handshakes_per_s", "overloaded", "too many connect to this relay at once", max(1.0, wait_s)
         )
 
     def _full_of_this(self) -> WireError:
@@ -359,6 +374,10 @@ def _parse_hop(text: str) -> IPAddress | None:
         host, _, port = text.partition(":")
         return parse_ip(host) if port.isdecimal() else None
     return parse_ip(text)
+
+
+def _handshakes(per_s: float) -> Rate:
+    return Rate(per_s, max(1.0, HANDSHAKE_BURST_S * per_s))
 
 
 def _with_headroom(limit: float) -> float:

@@ -181,8 +181,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Variable(
             "DELTAWIRE_HANDSHAKES_PER_S",
-            "How many WebSockets may be opened per second, twice as many at once; further ones get 503. "
-            "0: no limit.",
+            "How many WebSockets may be opened per second, twice as many at once, and a tenth of that by one "
+            "address; further ones get 503. 0: no limit.",
             _COUNT,
         ),
     ] = _DEFAULT.handshakes_per_s

@@ -64,13 +64,13 @@ def test_a_process_has_so_many_places() -> None:
     places = [made.enter("websocket", peers[0]), made.enter("sse", peers[1])]
     for call in (
         lambda: made.enter("sse", peers[2]),
-        lambda: made.shake_hands(0.0),
+        lambda: made.shake_hands(peers[2], (), 0.0),
         lambda: made.arrive(None),
     ):
         error = refused(call)
         assert (error.code, error.status, error.kind.close_code) == ("overloaded", 503, 4013)
     places.pop().release()
-    made.shake_hands(0.0)
+    made.shake_hands(peers[2], (), 0.0)
     made.enter("websocket", peers[2])
     assert made.refusals["max_connections"] == 3
 
@@ -261,14 +261,33 @@ TestCrowd.settings = settings(max_examples=40)
 def test_handshakes_come_at_a_rate() -> None:
     """Twice as many at once as per second; then 503 says when."""
     made = limits(handshakes_per_s=10)
+    peer = made.arrive(None)
     for _ in range(20):
-        made.shake_hands(100.0)
-    error = refused(lambda: made.shake_hands(100.0))
+        made.shake_hands(peer, (), 100.0)
+    error = refused(lambda: made.shake_hands(peer, (), 100.0))
     assert (error.code, error.status, error.error.retry_after_s) == ("overloaded", 503, 1.0)
-    made.shake_hands(100.11)
-    refused(lambda: made.shake_hands(100.11))
+    made.shake_hands(peer, (), 100.11)
+    refused(lambda: made.shake_hands(peer, (), 100.11))
     for _ in range(20):
-        made.shake_hands(102.2)
+        made.shake_hands(peer, (), 102.2)
+
+
+@pytest.mark.parametrize("through", ["itself", "a proxy"])
+def test_one_address_has_a_tenth_of_the_handshakes(through: str) -> None:
+    """Or it could keep all others out, by coming and going."""
+    made = limits(handshakes_per_s=100, trusted_proxies=TRUSTED)
+    flood, other = made.arrive(STRANGER), made.arrive(OTHER)
+    peer, word = (flood, []) if through == "itself" else (made.arrive(PROXY), [STRANGER])
+    for _ in range(20):
+        made.shake_hands(peer, word, 100.0)
+    error = refused(lambda: made.shake_hands(peer, word, 100.0))
+    assert (error.code, error.status) == ("overloaded", 503)
+    made.shake_hands(other, (), 100.0)
+    for _ in range(1_000):
+        refused(lambda: made.shake_hands(peer, word, 100.0))
+    for _ in range(19):
+        made.shake_hands(other, [STRANGER], 100.0)
+    made.shake_hands(peer, word, 100.11)
 
 
 @given(
