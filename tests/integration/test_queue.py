@@ -13,7 +13,7 @@ import redis
 from celery import Celery
 
 from deltawire.errors import WireError
-from deltawire.queue import QUEUE, TASK, TaskSender, make_app
+from deltawire.queue import QUEUE, SEPARATOR, TASK, TaskSender, make_app
 from deltawire.redis_server import RedisServer, free_port
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_servers import SentinelServers, eventually
@@ -81,6 +81,32 @@ def test_many_threads_may_send_and_ask(app: Celery) -> None:
     assert sender.depth() == 80
 
 
+def test_a_priority_is_a_list_of_its_own_on_redis(redis_url: str) -> None:
+    """9 is kombu's first list, the plain one, where messages without a priority are; the depth counts all."""
+    with make_app(redis_url, key_prefix="dw") as app, redis.Redis.from_url(redis_url) as client:
+        sender = TaskSender(app)
+        for priority in range(10):
+            sender.send(f"p{priority}", priority=priority)
+            assert sender.priority_of(9 - priority) == priority
+        lists = [QUEUE, *(f"{QUEUE}{SEPARATOR}{step}" for step in (3, 6, 9))]
+        assert [client.llen(name) for name in lists] == [3, 3, 3, 1]
+        assert sender.depth() == 10
+
+
+def test_a_priority_is_the_messages_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
+    """The higher the sooner, where it knows priorities at all."""
+    rabbitmq.delete_queue(QUEUE)
+    kombu.pools.reset()  # type: ignore[no-untyped-call] # as above
+    with make_app(rabbitmq.url, key_prefix="dw") as app:
+        sender = TaskSender(app)
+        for priority in (9, 3, 0):
+            sender.send("a", priority=priority)
+        with app.connection() as connection, connection.SimpleQueue(app.amqp.queues[QUEUE]) as queue:
+            found = [queue.get(timeout=5).properties.get("priority") for _ in range(3)]
+        assert [sender.priority_of(number or 0) for number in found] == [9, 3, 0]
+        assert sender.priority_of(None) == 9
+
+
 def test_a_hundred_questions_leave_no_connection_behind(redis_url: str) -> None:
     """Nor a channel, which is a connection on Redis."""
     with make_app(redis_url, key_prefix="dw") as app, redis.Redis.from_url(redis_url) as client:
@@ -107,14 +133,15 @@ def test_a_hundred_questions_leave_no_channel_behind(rabbitmq: RabbitMQ) -> None
                 assert len([number for number, channel in channels.items() if channel is not None]) <= 2
 
 
-def test_a_message_from_the_template_is_the_one_that_kombu_sends(redis_url: str) -> None:
+@pytest.mark.parametrize("priority", [9, 4])
+def test_a_message_from_the_template_is_the_one_that_kombu_sends(redis_url: str, priority: int) -> None:
     """But for the job and the delivery tag, which no two messages share."""
     with make_app(redis_url, key_prefix="dw") as app, redis.Redis.from_url(redis_url) as client:
         sender = TaskSender(app)
-        sender.send("a")
-        sent = client.lrange(QUEUE, 0, -1)
-        template = sender.template()
-        assert client.lrange(QUEUE, 0, -1) == sent
+        sender.send("a", priority=priority)
+        template = sender.template(priority)
+        sent = client.lrange(template.queue, 0, -1)
+        assert len(sent) == 1
     wanted = json.loads(sent[0])
     tags = {wanted["properties"]["delivery_tag"]}
     for _ in range(2):
