@@ -1,6 +1,7 @@
 """`/metrics` of a whole system under load and churn, and after it (PROTOCOL §5.5, docs/metrics.md)."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pytest_asyncio import fixture
 
 from deltawire.api_keys import new_api_key
 from tests.support.promtool import problems
-from tests.support.system import Service, System, cancel, request, submit, watch
+from tests.support.system import Service, System, cancel, eventually, request, submit, watch
 
 TENANT: Final = "some-tenant-of-ours"
 KEY, ENTRY = new_api_key("backend", TENANT, ["submit", "read", "cancel", "metrics"])
@@ -29,7 +30,7 @@ STEADY: Final = {"build_info", "redis_connected", "jobs_capacity"}
 async def system() -> AsyncIterator[System]:
     with System(
         relay_environment={"DELTAWIRE_API_KEYS": ENTRY},
-        worker_environment={"DELTAWIRE_API_KEYS": ENTRY},
+        worker_environment={"DELTAWIRE_API_KEYS": ENTRY, "DELTAWIRE_LOG_FORMAT": "json"},
         gateway_rate=200,
     ) as made:
         yield made
@@ -148,6 +149,31 @@ async def test_metrics_are_right_under_load_and_settle_after_it(system: System) 
     for text in (worker, relay):
         for word in (*jobs, TENANT, SECRET_PROMPT, KEY, "127.0.0.1"):
             assert word not in text
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_job_ends_in_a_line_of_the_log(system: System) -> None:
+    """With its id, attempt, tenant and status, and the code of its failure; and nobody's prompt."""
+    bodies = (request(SECRET_PROMPT, deltas=2), request(SECRET_PROMPT, fault="status", status=400))
+    jobs = [await submit(system, body, token=KEY) for body in bodies]
+    for job_id in jobs:
+        await watch(system, job_id, token=KEY)
+    log = system.workers[0]
+
+    def lines() -> list[dict[str, Any]]:
+        read = [json.loads(line) for line in log.log.splitlines()]
+        return [line for line in read if line.get("job_id") in jobs]
+
+    def ends() -> list[dict[str, Any]]:
+        return [line for line in lines() if "status" in line]
+
+    await eventually(lambda: len(ends()) == 2, what="two lines")
+    assert {(line["job_id"], line["status"], line.get("code")) for line in ends()} == {
+        (jobs[0], "completed", None),
+        (jobs[1], "failed", "upstream_invalid_request"),
+    }
+    assert {(line["attempt"], line["tenant"]) for line in lines()} == {(1, TENANT)}
+    assert SECRET_PROMPT not in system.logs()
 
 
 @pytest.mark.asyncio(loop_scope="module")

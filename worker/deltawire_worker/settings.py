@@ -43,7 +43,8 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         ),
     ]
     worker_port: Annotated[
-        int, Variable("DELTAWIRE_WORKER_PORT", "The port of the worker's `/healthz`, `/readyz`.", PORT)
+        int,
+        Variable("DELTAWIRE_WORKER_PORT", "The worker's port: `/healthz`, `/readyz`, `/metrics`.", PORT),
     ] = 8081
     concurrency: Annotated[
         int,
