@@ -55,9 +55,6 @@ def say_who(transport: FakeTransport, token: str) -> None:
         masked(Opcode.TEXT, b'{"type":"authenticate","token":"%s"}' % token.encode())
     )
 
-    def check_origin(self, *_: Any, **__: Any) -> None:
-        pass
-
 
 @virtual_time
 async def test_a_subject_has_so_many_sockets() -> None:

@@ -66,6 +66,7 @@ async def test_other_methods_are_refused(method: str, path: str) -> None:
         ("Bearer dw_wrong", 401, "invalid_credentials"),
         (f"Bearer {READER}", 403, "forbidden"),
     ],
+    ids=["none", "Basic", "empty", "unknown", "no scope"],
 )
 async def test_metrics_want_a_key_of_their_scope(authorization: str | None, status: int, code: str) -> None:
     """A key without the scope, a wrong one and none are told apart, and told nothing."""

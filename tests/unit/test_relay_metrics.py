@@ -187,6 +187,16 @@ async def test_answers_count_by_route_and_class() -> None:
         (DEMO_ENTRY, DEMO_KEY, "relay:8080", 200),  # of docker-compose.yml, where Prometheus says that name
         (DEMO_ENTRY, None, "localhost:8080", 401),
     ],
+    ids=[
+        "no keys",
+        "no keys, foreign host",
+        "scope",
+        "no scope",
+        "no key",
+        "unknown key",
+        "demo",
+        "demo, no key",
+    ],
 )
 async def test_metrics_are_shown_to_who_may_see_them(
     entries: str, token: str | None, host: str, status: int
