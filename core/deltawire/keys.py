@@ -98,6 +98,11 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:revoked:log"
 
     @property
+    def vitals(self) -> str:
+        """The channel on which every process says once a second how it is."""
+        return f"{self.prefix}:vitals"
+
+    @property
     def models(self) -> str:
         """The models that the upstreams serve."""
         return f"{self.prefix}:models"

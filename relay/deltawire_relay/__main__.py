@@ -1,4 +1,4 @@
-"""`python -m deltawire_relay`: serves until SIGTERM or SIGINT."""
+"""`python -m deltawire_relay`: serves until SIGTERM or SIGINT. `--check` only looks at its settings."""
 
 import asyncio
 import logging
@@ -6,14 +6,19 @@ import sys
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.errors import RedisUnavailableError
+from deltawire.findings import read_arguments, run_check
 from deltawire.log_format import configure
 
+from .check import check
 from .open_files import raise_limit
 from .server import serve
 from .settings import Settings
 
 
 def main() -> int:
+    asked = read_arguments("deltawire_relay")
+    if asked.is_check:
+        return run_check(asked, check)
     try:
         settings = Settings.from_environment(Environment())
     except ConfigurationError as error:

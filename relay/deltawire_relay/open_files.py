@@ -16,6 +16,13 @@ RESERVED: Final = 128
 _log = logging.getLogger(__name__)
 
 
+def hard_limit() -> int:
+    """To how many it can be raised; -1 for no limit."""
+    if resource is None:
+        return -1
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
 def raise_limit() -> None:
     """Raises the soft limit on open files to the hard one, and warns where that is little.
 

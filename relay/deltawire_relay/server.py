@@ -23,6 +23,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_metrics import RedisMetrics
 from deltawire.sweeper import Sweeper
 from deltawire.tokens import secret_key
+from deltawire.vitals import tell
 
 from . import open_files
 from .admissions import Admissions
@@ -109,6 +110,12 @@ def _mint(settings: Settings) -> Mint:
     return Mint(secret, audience=settings.jwt_audience, issuer=settings.jwt_issuer or None)
 
 
+def _counts(hubs: Hubs, feed: Feed) -> dict[str, float]:
+    """What `deltawire top` shows of this process."""
+    readers = sum(len(hub.subscribers) for hub in hubs)
+    return {"jobs": len(hubs), "readers": readers, "silent_s": round(feed.silent_s, 3)}
+
+
 async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Serves until SIGTERM or SIGINT. Raises RedisUnavailableError if Redis is not there at the start."""
     async with AsyncExitStack() as stack:
@@ -161,6 +168,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         registry.register(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls())
         registry.register(gate, limits, counts, PlaceCounts(log.places))
         kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep(), lag.keep()]
+        kept.append(tell(redis, keys, "relay", secrets.token_hex(8), lambda: _counts(hubs, feed)))
         kept += [each.keep() for each in (jwks, revocations) if each is not None]
         if revocations is not None:
             kept.append(admissions.keep())

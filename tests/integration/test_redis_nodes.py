@@ -10,7 +10,9 @@ import pytest
 import redis
 
 from deltawire import redis_client, redis_connection
+from deltawire.cli.doctor import look_at_redis
 from deltawire.errors import RedisUnavailableError
+from deltawire.keys import Keys
 from deltawire.redis_client import RedisClient
 from deltawire.redis_connection import RedisConnection, RedisLink, connect
 from deltawire.redis_nodes import RedisNodes, slot_of
@@ -499,3 +501,14 @@ async def test_a_refused_subscription_is_its_senders_to_know(cluster: ClusterSer
         connection.abort()
     is_here = [cluster.node_of(channel) is cluster.nodes[0] for channel in KEYS for _ in range(2)]
     assert done == ["None" if here else "MOVED" for here in is_here]
+
+
+async def test_the_doctor_looks_at_every_primary(sentinels: SentinelServers, cluster: ClusterServers) -> None:
+    """Of a cluster, and at the one that sentinels name; a password shows nowhere."""
+    found = await look_at_redis(sentinels.url, Keys())
+    assert [each.level for each in found if each.subject == "redis version"] == ["ok"]
+    found = await look_at_redis(cluster.url, Keys.at(cluster.url))
+    assert {each.subject for each in found if "version" in each.subject} == {
+        f"redis {number} of 3 version" for number in (1, 2, 3)
+    }
+    assert not any(PASSWORD in each.message for each in found)

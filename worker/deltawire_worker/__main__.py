@@ -1,4 +1,7 @@
-"""`python -m deltawire_worker`: takes jobs until SIGTERM (lets streams finish) or SIGQUIT (does not)."""
+"""`python -m deltawire_worker`: takes jobs until SIGTERM (lets streams finish) or SIGQUIT (does not).
+
+`--check` only looks at its settings and its upstreams.
+"""
 
 import logging
 import os
@@ -7,6 +10,7 @@ import sys
 import warnings
 
 from deltawire.environment import ConfigurationError, Environment
+from deltawire.findings import read_arguments, run_check
 from deltawire.log_format import configure
 
 from .settings import Settings
@@ -24,6 +28,11 @@ def _first_line(record: logging.LogRecord) -> bool:
 
 
 def main() -> int:
+    asked = read_arguments("deltawire_worker")
+    if asked.is_check:
+        from .check import check
+
+        return run_check(asked, check)
     try:
         settings = Settings.from_environment(Environment())
     except ConfigurationError as error:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
@@ -20,6 +20,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_metrics import RedisMetrics
 from deltawire.sweeper import Sweeper
 from deltawire.turns import Turns
+from deltawire.vitals import tell
 
 from .abandonment import Abandonment
 from .asking import Asker
@@ -77,6 +78,18 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
+def _counts(app: Celery, runs: Mapping[str, Run], settings: Settings) -> dict[str, float]:
+    """What `deltawire top` shows of this process."""
+    generator: Generator = app.generator
+    return {
+        "running": len(runs),
+        "places": settings.concurrency,
+        "parked": len(app.parking),
+        "ended_total": generator.ended,
+        "events_total": generator.events,
+    }
+
+
 @asynccontextmanager
 async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     """Connects before the worker takes its first message; closes after its last task."""
@@ -115,6 +128,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         kept = in_background(
             *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
             *(parking.keep(), models.keep(), quotas.keep(), lag.keep()),
+            tell(redis, keys, "worker", owner, lambda: _counts(app, runs, settings)),
         )
         await stack.enter_async_context(kept)
         app.generator_loop = asyncio.get_running_loop()

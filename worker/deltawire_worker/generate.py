@@ -82,6 +82,14 @@ class Generator:
         self._quotas = quotas
         self._metrics = metrics
         self._structured_output = StructuredOutput()
+        self.ended = 0
+        """How many attempts are over."""
+        self._events_of_ended = 0
+
+    @property
+    def events(self) -> int:
+        """How many events the attempts of this process have put into logs."""
+        return self._events_of_ended + sum(run.written for run in self._runs.values())
 
     async def generate(
         self,
@@ -140,6 +148,7 @@ class Generator:
             on_cancel=lambda: self._look_for_cancel(run),
             on_refused=lambda code: run.abort(Refused(code)),
         )
+        run.top = claim.top
         self._runs[job_id] = run
         self._metrics.began(run, time.time())
         self._presence.claimed(job_id)
@@ -153,6 +162,8 @@ class Generator:
             self._quotas.left(run)
         if self._runs.get(run.job_id) is run:
             del self._runs[run.job_id]
+        self.ended += 1
+        self._events_of_ended += run.written
         run.over.set_result(outcome)
 
     async def _give_up(self, run: Run) -> None:

@@ -64,6 +64,8 @@ class Run:
         self.record = record
         self.fold = Fold()
         self.writer: JobWriter  # set by whoever opens it with this run's callbacks
+        self.top = 0
+        """The last number before this attempt's."""
         self.cause: Cause | None = None
         self.over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         """What became of the job; a second delivery of the job's message waits for it."""
@@ -136,6 +138,11 @@ class Run:
     def log_fields(self) -> dict[str, object]:
         """For lines of our own log."""
         return {**self.record.log_fields(self.job_id), "attempt": self.attempt}
+
+    @property
+    def written(self) -> int:
+        """How many events this attempt has put."""
+        return self.writer.next_number - 1 - self.top
 
     @property
     def began_at(self) -> float:

@@ -17,6 +17,7 @@ from deltawire.client import AsyncClient, JobUnavailableError, text_of
 from deltawire.codec import encode
 from deltawire.errors import Error
 from deltawire.events import Cancelled, Completed, Event, Failed, Incomplete, TerminalEvent
+from deltawire.findings import as_text, encode_findings, exit_code
 from deltawire.messages import Snapshot
 from deltawire.options import TENANT_RULE, is_tenant
 from deltawire.variables import Variable
@@ -166,6 +167,23 @@ def cancel(
     _run(run())
 
 
+@app.command()
+def doctor(
+    ask: Annotated[bool, typer.Option("--ask", help="Ask each upstream for one token.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    url: Url = "",
+) -> None:
+    """Look at configuration, Redis, broker, upstreams and services, and say what to change.
+
+    Settings come from the environment, as the services' do. The exit code is 1 if something is wrong.
+    """
+    from .doctor import examine
+
+    findings = asyncio.run(examine(asks_upstream=ask, relay_url=url.rstrip("/") or _default_url()))
+    sys.stdout.write(encode_findings(findings) if json else as_text(findings))
+    raise typer.Exit(exit_code(findings))
+
+
 @keys_app.command("new")
 def new_key(
     name: Annotated[str, typer.Argument(help="Whose key it is; shows in logs.")],
@@ -193,8 +211,11 @@ def _become(module: str, *args: str) -> None:
 
 
 def _client(url: str, api_key: str) -> AsyncClient:
-    default = f"http://127.0.0.1:{os.environ.get('DELTAWIRE_PORT') or 8080}"
-    return AsyncClient(url or default, api_key=api_key or None)
+    return AsyncClient(url or _default_url(), api_key=api_key or None)
+
+
+def _default_url() -> str:
+    return f"http://127.0.0.1:{os.environ.get('DELTAWIRE_PORT') or 8080}"
 
 
 def _run(coroutine: Coroutine[Any, Any, int]) -> None:

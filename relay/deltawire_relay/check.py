@@ -1,0 +1,25 @@
+"""`python -m deltawire_relay --check`: what only the relay knows about its own settings."""
+
+from deltawire.environment import ConfigurationError, Environment
+from deltawire.findings import Asked, Finding, of_configuration, of_open_files
+
+from .open_files import WANTED, hard_limit
+from .settings import Settings
+
+_CONFIGURATION = "relay configuration"
+
+
+async def check(_: Asked) -> list[Finding]:
+    """Looks at the settings and at the limit on open files; connects to nothing."""
+    environment = Environment()
+    if problems := of_configuration(_CONFIGURATION, Settings, environment):
+        return problems
+    try:
+        settings = Settings.from_environment(environment)
+    except ConfigurationError as error:
+        return [Finding("error", _CONFIGURATION, str(error))]
+    keys = len(settings.api_keys)
+    return [
+        Finding("ok", _CONFIGURATION, f"{settings.host}:{settings.port}, API keys: {keys}"),
+        of_open_files("relay open files", hard_limit(), WANTED, "10,000 viewers; each is one"),
+    ]

@@ -1,0 +1,106 @@
+"""What operators type, on a whole system: doctor, top, jobs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from deltawire.redis_server import RedisServer, free_port
+from tests.support.system import UPSTREAM_API_KEY, System
+
+PASSWORD = "pass-of-the-tests"
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    with System() as running:
+        yield running
+
+
+def run(environment: dict[str, str], *args: str) -> tuple[int, str]:
+    """The exit code of `deltawire ARGS`, and all that it printed."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("DELTAWIRE_")}
+    done = subprocess.run(
+        [sys.executable, "-c", "from deltawire.cli import main; main()", *args],
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def of(system: System) -> dict[str, str]:
+    return {**system.environment, "DELTAWIRE_PORT": str(system.relay_port)}
+
+
+def by_subject(output: str) -> dict[str, dict[str, Any]]:
+    return {finding["subject"]: finding for finding in map(json.loads, output.splitlines())}
+
+
+def test_the_doctor_on_a_sound_system(system: System) -> None:
+    """All looks are made; what a throwaway Redis lacks is a warning; no secret is printed."""
+    code, output = run(of(system), "doctor", "--ask", "--json")
+    findings = by_subject(output)
+    assert code == 0, output
+    assert {finding["level"] for finding in findings.values()} <= {"ok", "warning"}
+    for subject in (
+        *("relay configuration", "worker configuration", "upstream default", "upstream default call"),
+        *("redis version", "redis eviction", "redis permissions", "redis clock", "redis expiry", "broker"),
+        *("workers", "relays", f"relay at {system.relay_url}"),
+    ):
+        assert findings[subject]["level"] == "ok", findings[subject]
+    assert findings["redis persistence"]["level"] == "warning"
+    assert UPSTREAM_API_KEY not in output
+
+
+def test_the_doctor_where_everything_is_wrong() -> None:
+    """Each part is found, none hangs, and the exit code says so."""
+    with RedisServer(options={"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.set("dw:forgotten", 1)
+            commands = ("+@all", "-xadd", "-config", "-@dangerous", "+info")
+            client.execute_command("ACL", "SETUSER", "some", "on", f">{PASSWORD}", "~*", "&*", *commands)
+        url = server.url.replace("redis://", f"redis://some:{PASSWORD}@")
+        code, output = run(
+            {
+                "DELTAWIRE_REDIS_URL": url,
+                "DELTAWIRE_BROKER_URL": f"amqp://127.0.0.1:{free_port()}",
+                "DELTAWIRE_UPSTREAM_BASE_URL": f"http://127.0.0.1:{free_port()}/v1",
+                "DELTAWIRE_PORT": str(free_port()),
+                "DELTAWIRE_HOST": "0.0.0.0",
+            },
+            "doctor",
+            "--json",
+        )
+    levels = {subject: finding["level"] for subject, finding in by_subject(output).items()}
+    assert code == 1
+    assert levels["relay configuration"] == "error"
+    assert levels["upstream default"] == "error"
+    assert levels["redis eviction"] == "error"
+    assert levels["redis configuration"] == "warning"  # CONFIG is not allowed
+    assert by_subject(output)["redis permissions"]["message"].endswith("XADD")
+    assert levels["redis expiry"] == "warning"
+    assert levels["broker"] == "error"
+    assert levels["workers"] == levels["relays"] == "warning"
+    assert PASSWORD not in output
+
+
+def test_the_doctor_without_anything() -> None:
+    """Nothing is configured and nothing runs: that is said, not raised."""
+    port = free_port()
+    environment = {"DELTAWIRE_REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:{port}/0", "DELTAWIRE_PORT": "x"}
+    code, output = run(environment, "doctor")
+    assert code == 1
+    assert "error    relay configuration: DELTAWIRE_PORT must be an integer" in output
+    assert "error    worker configuration: DELTAWIRE_UPSTREAM_BASE_URL is not set" in output
+    assert "error    redis: cannot connect" in output
+    assert "Traceback" not in output
+    assert PASSWORD not in output

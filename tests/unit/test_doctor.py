@@ -1,0 +1,90 @@
+"""What the doctor thinks of what it sees, without a server."""
+
+import pytest
+
+from deltawire.cli.redis_findings import of_clock, of_round_trips, of_sample, of_server, read_info
+from deltawire.findings import Finding, as_text, decode_findings, encode_findings, exit_code, of_open_files
+
+INFO = {
+    "redis_version": "7.0.15",
+    "loading": "0",
+    "aof_enabled": "1",
+    "aof_last_write_status": "ok",
+    "maxmemory_policy": "noeviction",
+    "used_memory": "1000000",
+    "maxmemory": "1000000000",
+}
+CONFIG = {
+    "appendfsync": "everysec",
+    "client-output-buffer-limit": "normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60",
+    "timeout": "0",
+}
+
+
+def levels(info: dict[str, str], config: dict[str, str] | None = None) -> dict[str, str]:
+    """What is not ok, by subject; whatever is wrong also says what to change."""
+    found = [each for each in of_server("redis", INFO | info, CONFIG | (config or {})) if each.level != "ok"]
+    assert all(each.change for each in found)
+    return {each.subject.removeprefix("redis "): each.level for each in found}
+
+
+def test_a_server_as_it_should_be() -> None:
+    """Nothing to change."""
+    assert levels({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "expected"),
+    [
+        ({"redis_version": "6.2.1"}, {}, {"version": "error"}),
+        ({"redis_version": "7.2.4", "valkey_version": "9.0.1"}, {}, {}),
+        ({"aof_enabled": "0"}, {}, {"persistence": "warning"}),
+        ({"aof_last_write_status": "err"}, {}, {"persistence": "error"}),
+        ({}, {"appendfsync": "no"}, {"persistence": "warning"}),
+        ({"maxmemory_policy": "allkeys-lru"}, {}, {"eviction": "error"}),
+        ({"maxmemory": "0"}, {}, {"memory": "warning"}),
+        ({"used_memory": "900000000"}, {}, {"memory": "warning"}),
+        ({}, {"client-output-buffer-limit": "pubsub 0 0 0"}, {"output buffers": "warning"}),
+        ({}, {"client-output-buffer-limit": "pubsub 1048576 0 60"}, {"output buffers": "warning"}),
+        ({}, {"timeout": "10"}, {"timeout": "warning"}),
+        ({}, {"timeout": "300"}, {}),
+    ],
+)
+def test_what_is_wrong_with_a_server(
+    info: dict[str, str], config: dict[str, str], expected: dict[str, str]
+) -> None:
+    """One thing at a time."""
+    assert levels(info, config) == expected
+
+
+def test_a_server_that_does_not_tell_its_configuration() -> None:
+    """As those of most clouds: what is not known is said."""
+    found = of_server("redis", INFO, None)
+    assert [each.subject for each in found if each.level != "ok"] == ["redis configuration"]
+
+
+def test_info_is_read() -> None:
+    """Sections are headings; a value may hold colons."""
+    assert read_info("# Server\r\nredis_version:7.0\r\nos:a:b\r\n\r\n") == {
+        "redis_version": "7.0",
+        "os": "a:b",
+    }
+
+
+def test_clock_latency_and_sample() -> None:
+    """Each has its thresholds."""
+    assert [of_clock("r", ahead_s).level for ahead_s in (0.2, -5, 60)] == ["ok", "warning", "error"]
+    assert of_round_trips("r", [0.1, 0.001, 0.001]).level == "ok"
+    assert of_round_trips("r", [0.1, 0.1, 0.001]).level == "warning"
+    assert of_sample("r", 10, []).level == "ok"
+    assert "dw:a, dw:b, dw:c" in of_sample("r", 10, ["dw:a", "dw:b", "dw:c", "dw:d"]).message
+
+
+def test_findings_travel_and_decide_the_exit_code() -> None:
+    """From a service's check to the doctor, one a line; only errors count."""
+    findings = [of_open_files("a", 1024, 2000, "streams"), of_open_files("a", -1, 2000, "streams")]
+    assert [finding.level for finding in findings] == ["warning", "ok"]
+    assert decode_findings(encode_findings(findings).encode()) == findings
+    assert exit_code(findings) == 0
+    assert exit_code([*findings, Finding("error", "b", "no")]) == 1
+    assert as_text([Finding("error", "b", "no", "do")]) == "error    b: no\n         → do\n"
