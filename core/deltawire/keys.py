@@ -98,6 +98,15 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{self.prefix}:revoked:log"
 
     @property
+    def webhooks(self) -> str:
+        """Jobs whose ends webhooks are to hear of, by the time of the next look at them. A hint."""
+        return f"{self.prefix}:webhooks"
+
+    def webhook(self, job_id: str) -> str:
+        """What webhooks are told of a job's end, and which of them have been."""
+        return f"{self.prefix}:webhook:{job_id}"
+
+    @property
     def vitals(self) -> str:
         """The channel on which every process says once a second how it is."""
         return f"{self.prefix}:vitals"

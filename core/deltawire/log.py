@@ -7,6 +7,7 @@ writes and answers. Hot appends leave through `append_args` on a connection of t
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -14,12 +15,13 @@ import msgspec
 
 from .codec import encode, encode_terminal, sequence_number_of
 from .ending import AsCancelled, Ending, terminal_event
-from .errors import RedisRefusedError, WireError
+from .errors import RedisRefusedError, RedisUnavailableError, WireError
 from .events import TERMINAL_STATUSES, Queued
 from .fold import Fold
 from .index import Index
 from .keys import ACTIVE_TTL_S, CANCEL_TTL_S, WATCHED_TTL_S, JobKeys, Keys
 from .log_fold import LogFold, fold_pages
+from .notices import LOOK_S, Notices
 from .options import Options
 from .outputs import judge, read_request
 from .places import Places
@@ -146,11 +148,15 @@ def queued_event(job_id: str, record: Record) -> bytes:
 class JobLog:
     """Logs and records of all jobs. Raises RedisUnavailableError where Redis cannot answer."""
 
-    def __init__(self, redis: Executor, keys: Keys, limits: TenantLimits = NO_LIMITS) -> None:
+    def __init__(
+        self, redis: Executor, keys: Keys, limits: TenantLimits = NO_LIMITS, *, tells_ends: bool = False
+    ) -> None:
+        """`tells_ends`: there are webhooks."""
         self.scripts = Scripts(redis)
         self.keys = keys
         self.index = Index(self.scripts, keys)
         self.places = Places(self.scripts, keys, self.index, limits)
+        self.notices = Notices(self.scripts, keys) if tells_ends else None
 
     async def submit(
         self, job_id: str, *, request: bytes, options: Options, digest: str, created_at: float
@@ -184,6 +190,8 @@ class JobLog:
             ),
             *record.fields(),
         )
+        if self.notices is not None:
+            await self.notices.expect(job_id, record.queue_deadline + LOOK_S)
         will_wait = self.index.will_hold if is_held else self.index.will_queue
         reply = await self.index.entered(partial(will_wait, job_id, record.queue_deadline), submitting)
         message = None if is_held else record.message_options()
@@ -210,6 +218,8 @@ class JobLog:
         ran out, OWN that the caller has the attempt already: call again with `take_over` set to that
         attempt to go on from it.
         """
+        if self.notices is not None:
+            await self.notices.expect(job_id, time.time() + LOOK_S)
         keys = self.keys.job(job_id)
         fields = () if request is None else _queued(request, options or Options(), time.time()).fields()
         reply = await self.scripts.run(
@@ -349,19 +359,29 @@ class JobLog:
             request=request if was_asked or not fold.is_empty else None,
             outputs=judge(fold.completion(), request, is_over=False),
         )
+        line = encode_terminal(event)
         code, _ = await self.append(
             job_id,
             attempt=record.attempt,
             owner=owner,
             first=top + 1,
-            events=[*before, encode_terminal(event)],
+            events=[*before, line],
             terminal=event.status,
             ttl_s=record.options.retention_s,
             fields=("finished_at", now),
         )
+        if code in {"OK", "CANCELLING"}:
+            await self.tell_end(job_id, record, line)
         if code in {"OK", "CANCELLING", "ENDED"}:
             await asyncio.gather(self.places.left(record.tenant, (job_id,)), self.index.left_hold((job_id,)))
         return code
+
+    async def tell_end(self, job_id: str, record: Record, line: bytes) -> None:
+        """Has webhooks told of a job's end, which was written: `line` is its terminal event."""
+        if self.notices is not None:
+            # Else whoever looks at the job next finds the end.
+            with suppress(RedisUnavailableError):
+                await self.notices.ended(job_id, record, line)
 
     async def erase(self, job_id: str, reason: str) -> bool:
         """Erases the record and the log of a job. Whether there was one.
@@ -389,6 +409,8 @@ class JobLog:
             names = (keys.meta, keys.log, keys.cancel, keys.channel, keys.watched, keys.sent)
             reply = await self.scripts.run(ERASE, names, event, number, self.keys.publish, CANCEL_TTL_S)
             if reply[0] == b"ERASED":
+                if event:
+                    await self.tell_end(job_id, record, event)
                 await self.places.left(record.tenant, (job_id,))
                 await self.places.unlist(record.tenant, (job_id,))
                 return True

@@ -12,7 +12,8 @@ from prometheus_client.core import Metric
 
 from deltawire.codec import decode, sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
-from deltawire.events import TERMINAL_STATUSES, Cancelled, Event, Failed, Incomplete, TerminalEvent
+from deltawire.events import TERMINAL_STATUSES, TerminalEvent
+from deltawire.job_object import job_object, job_summary
 from deltawire.keys import is_job_id
 from deltawire.log import JobLog, Submitted
 from deltawire.log_fold import LogFold, fold_pages
@@ -21,7 +22,6 @@ from deltawire.metrics import Histogram, counter_family, histogram_family
 from deltawire.options import FIRST, Options, check_request, parse_options
 from deltawire.outputs import parsed_again
 from deltawire.queue import TaskSender
-from deltawire.record import Record
 from deltawire.scripts import Scripts
 
 from .auth import Principal
@@ -148,11 +148,11 @@ class Jobs:
             raise WireError("unknown_job", f"there is no job {job_id}", param="job_id")
         last = await self._log.last(job_id) if record.is_terminal else None
         event = decode(last) if last else None
-        job = _shown(job_id, record, event, head.top) | {"completion": None, "outputs": None}
-        if isinstance(event, TerminalEvent):
-            job["completion"] = await self.completion(event)
-            outputs = [] if isinstance(event.outputs, msgspec.UnsetType) else event.outputs
-            job["outputs"] = parsed_again(outputs, job["completion"])
+        if not isinstance(event, TerminalEvent):
+            return job_object(job_id, record, head.top)
+        job = job_object(job_id, record, head.top, event)
+        job["completion"] = await self.completion(event)
+        job["outputs"] = parsed_again(job["outputs"], job["completion"])
         return job
 
     async def list(self, wanted: Wanted, principal: Principal) -> dict[str, Any]:
@@ -164,7 +164,9 @@ class Jobs:
             # One at a time: the last event of each may carry a completion of 256 KiB.
             last = await self._log.last(job_id)
             top = sequence_number_of(last) if last else 0
-            jobs.append(_shown(job_id, record, decode(last) if last and record.is_terminal else None, top))
+            event = decode(last) if last and record.is_terminal else None
+            ended = event if isinstance(event, TerminalEvent) else None
+            jobs.append(job_summary(job_id, record, top, ended))
         first_id = jobs[0]["id"] if jobs else None
         answer = {"object": "list", "data": jobs, "first_id": first_id, "last_id": page.last_id}
         return answer | {"has_more": page.has_more}
@@ -229,26 +231,6 @@ class Jobs:
     def _note_cancel(self, result: str, asked_at: float) -> None:
         self._cancels[result] += 1
         self._cancel_seconds.observe(time.monotonic() - asked_at)
-
-
-def _shown(job_id: str, record: Record, event: Event | None, top: int) -> dict[str, Any]:
-    """A job as lists show it; `event` is the last one of a job that has ended."""
-    ended = event if isinstance(event, TerminalEvent) else None
-    return {
-        "id": job_id,
-        "object": "job",
-        "status": record.status,
-        "created_at": record.created_at,
-        "attempt": record.attempt,
-        "metadata": record.options.metadata,
-        "usage": ended and ended.usage,
-        "usage_source": ended and ended.usage_source,
-        "error": ended.error if isinstance(ended, Failed) else None,
-        "incomplete_details": ended.incomplete_details if isinstance(ended, Incomplete) else None,
-        "cancel": ended.cancel if isinstance(ended, Cancelled) else None,
-        "timings": ended and ended.timings,
-        "latest_sequence_number": top,
-    }
 
 
 def _tenant(principal: Principal) -> str:

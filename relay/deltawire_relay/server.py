@@ -129,7 +129,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         stack.push_async_callback(asyncio.to_thread, celery.close)
 
         commands = Commands(redis, feed)
-        log = JobLog(commands, keys, settings.tenant_limits)
+        log = JobLog(commands, keys, settings.tenant_limits, tells_ends=settings.has_webhooks)
         sender = TaskSender(celery)
         sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
         hubs = Hubs(log, feed, sweeper.report)

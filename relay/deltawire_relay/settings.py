@@ -23,6 +23,10 @@ def _public_url(environment: Environment, name: str, default: str) -> str:
     return environment.text(name, default).rstrip("/")
 
 
+def _is_set(environment: Environment, name: str, _: bool) -> bool:
+    return environment.is_set(name)
+
+
 def _origins(environment: Environment, name: str, _: Any) -> tuple[str, ...]:
     try:
         return tuple(check_origin(origin) for origin in environment.words(name))
@@ -229,6 +233,17 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
     @property
     def bounds(self) -> Bounds:
         return Bounds(**{name: getattr(self, name) for name in Bounds.__struct_fields__})
+
+    has_webhooks: Annotated[
+        bool,
+        Variable(
+            "DELTAWIRE_WEBHOOKS",
+            "Whether there are any: then the ends of jobs are noted that no worker gets to see.",
+            _is_set,
+            is_secret=True,
+            default="",
+        ),
+    ] = False
 
     def __repr__(self) -> str:
         # URLs may carry passwords.

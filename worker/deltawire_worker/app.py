@@ -38,6 +38,7 @@ from .settings import Settings
 from .task import register
 from .upstream import UpstreamClient
 from .visibility import VisibilityRenewal
+from .webhooks import Webhooks
 
 TRANSPORTS: Final = {
     **dict.fromkeys(("redis", "rediss", "redis+socket", "unix"), "Transport"),
@@ -99,7 +100,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-worker")
         stack.push_async_callback(redis.aclose)
-        log = JobLog(redis, keys, settings.tenant_limits)
+        log = JobLog(redis, keys, settings.tenant_limits, tells_ends=bool(settings.webhooks))
         flusher = Flusher(settings.redis_url, keys, max_log_bytes=settings.max_log_bytes)
         await flusher.start()
         stack.push_async_callback(flusher.close)
@@ -125,7 +126,9 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         registry = new_registry()
         registry.register(BuildInfo("worker"), lag, links, sweeper, metrics, flusher, leases, parking)
         registry.register(PlaceCounts(log.places))
+        webhooks = [Webhooks(settings.webhooks, log, log.notices).keep()] if log.notices else []
         kept = in_background(
+            *webhooks,
             *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
             *(parking.keep(), models.keep(), quotas.keep(), lag.keep()),
             tell(redis, keys, "worker", owner, lambda: _counts(app, runs, settings)),

@@ -31,8 +31,9 @@ async def check(asked: Asked) -> list[Finding]:
     except ConfigurationError as error:
         return [Finding("error", _CONFIGURATION, str(error))]
     names = ", ".join(upstream.name for upstream in settings.upstreams)
+    said = f"{settings.concurrency} jobs at a time; upstreams: {names}; webhooks: {len(settings.webhooks)}"
     findings = [
-        Finding("ok", _CONFIGURATION, f"{settings.concurrency} jobs at a time; upstreams: {names}"),
+        Finding("ok", _CONFIGURATION, said),
         of_open_files(
             "worker open files",
             _soft_limit(),

@@ -385,13 +385,15 @@ class Generator:
                         request=request if was_asked else None,
                         outputs=outputs,
                     )
+                    line = encode_terminal(event)
                     code = await run.writer.end(
-                        encode_terminal(event),
+                        line,
                         status=event.status,
                         retention_s=run.record.options.retention_s,
                     )
                     if code in {"OK", "CANCELLING"}:
                         self._metrics.ended(run, event, ending, (request or {}).get("model"))
+                        await self._log.tell_end(run.job_id, run.record, line)
                         failed = ending.error.code if isinstance(ending, AsFailed) else None
                         return Outcome(event.status, failed)
                     if code != "CANCELLED":

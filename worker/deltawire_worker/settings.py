@@ -8,6 +8,12 @@ from deltawire.variables import PORT, Variable, integer, number, read_settings
 
 from .flusher import MAX_LOG_BYTES
 from .upstreams import EXAMPLE, Upstreams, read_upstreams
+from .webhook_endpoints import EXAMPLE as WEBHOOKS_EXAMPLE
+from .webhook_endpoints import Webhook, read_webhooks
+
+
+def _webhooks(environment: Environment, _: str, __: Any) -> tuple[Webhook, ...]:
+    return read_webhooks(environment)
 
 
 def _upstreams(environment: Environment, name: str, _: Any) -> Upstreams:
@@ -72,6 +78,20 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
             integer(1_048_576, 1_073_741_824),
         ),
     ] = MAX_LOG_BYTES
+
+    webhooks: Annotated[
+        tuple[Webhook, ...],
+        Variable(
+            "DELTAWIRE_WEBHOOKS",
+            "Addresses that hear of the ends of jobs (docs/webhooks.md). TOML, here (in single quotes) or "
+            "in a file, with a table for each. Workers tell them; the relay only has to know that there are "
+            "some, so there any value will do.",
+            _webhooks,
+            is_secret=True,
+            default="",
+            example=WEBHOOKS_EXAMPLE,
+        ),
+    ] = ()
 
     def __repr__(self) -> str:
         # URLs may carry passwords.
