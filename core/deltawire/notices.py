@@ -95,7 +95,8 @@ class Notices:
     async def address(self, job_id: str, webhooks: list[str]) -> None:
         """The job's end is for these, now; the job itself need not be looked at any more."""
         if webhooks:
-            await self._add(time.time(), *(f"{job_id}{_SEPARATOR}{webhook}" for webhook in webhooks))
+            names = (f"{job_id}{_SEPARATOR}{webhook}" for webhook in webhooks)
+            await self._add(time.time(), *names, moves=False)  # one may be being called just now
         else:
             await self._redis.execute("HDEL", self._keys.webhook(job_id), BODY)
         await self.forget(job_id)
@@ -119,8 +120,9 @@ class Notices:
         field = f"{_SEPARATOR}{webhook}"
         await self._redis.run(MARK, (self._keys.webhook(job_id),), INDEX_TTL_S, field, tries, unneeded)
 
-    async def _add(self, at: float, *names: str) -> None:
-        await self._redis.run(NOTE, (self._keys.webhooks,), INDEX_TTL_S, at, *names)
+    async def _add(self, at: float, *names: str, moves: bool = True) -> None:
+        how = "CH" if moves else "NX"
+        await self._redis.run(NOTE, (self._keys.webhooks,), INDEX_TTL_S, at, how, *names)
 
 
 def _iso(at: float) -> str:

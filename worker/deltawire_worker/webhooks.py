@@ -22,7 +22,8 @@ from deltawire.notices import BATCH, LOOK_S, Notice, Notices
 from .webhook_endpoints import Webhook
 
 INTERVAL_S: Final = 1.0
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 10.0  # well below LEASE_S
+MAX_UNDER_WAY: Final = 4 * BATCH
 MAX_ANSWER_BYTES: Final = 1_024
 RETRIES_S: tuple[float, ...] = (5, 300, 1_800, 7_200, 18_000, 36_000, 28_800)
 """How long after each failure a webhook is called again: about a day in all. Then it is given up."""
@@ -61,23 +62,26 @@ class Webhooks:
     async def keep(self) -> None:
         """Until cancelled; calls that are under way are made again by somebody then."""
         # It follows no redirect and keeps no cookie: an answer must not send us anywhere.
-        async with httpx.AsyncClient(
-            timeout=TIMEOUT_S, follow_redirects=False, headers={"User-Agent": "deltawire"}
-        ) as client:
+        async with (
+            httpx.AsyncClient(
+                timeout=TIMEOUT_S, follow_redirects=False, headers={"User-Agent": "deltawire"}
+            ) as client,
+            asyncio.TaskGroup() as calls,
+        ):  # a webhook that is slow holds up nobody else
+            under_way: set[asyncio.Task[None]] = set()
             while True:
-                count = 0
+                due: list[tuple[str, str]] = []
                 try:
-                    count = await self._look(client)
+                    if len(under_way) < MAX_UNDER_WAY:
+                        self._waiting, due = await self._notices.due()
                 except RedisUnavailableError as error:
                     _log.warning("cannot look after webhooks: %s", error)
-                if count < BATCH:  # else there is more
+                for job_id, name in due:
+                    call = calls.create_task(self._deal_with(client, job_id, name))
+                    under_way.add(call)
+                    call.add_done_callback(under_way.discard)
+                if len(due) < BATCH:  # else there is more
                     await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1))  # noqa: S311 - jitter
-
-    async def _look(self, client: httpx.AsyncClient) -> int:
-        """Deals with what is due. Raises RedisUnavailableError."""
-        self._waiting, due = await self._notices.due()
-        await asyncio.gather(*(self._deal_with(client, job_id, name) for job_id, name in due))
-        return len(due)
 
     async def _deal_with(self, client: httpx.AsyncClient, job_id: str, name: str) -> None:
         try:
