@@ -1,17 +1,17 @@
 """What operators type, on a whole system: doctor, top, jobs."""
 
+import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
+from typer.testing import CliRunner
 
+from deltawire.cli import commands
 from deltawire.redis_server import RedisServer, free_port
-from tests.support.system import UPSTREAM_API_KEY, System
+from tests.support.system import UPSTREAM_API_KEY, System, request, submit
 
 PASSWORD = "pass-of-the-tests"
 
@@ -24,17 +24,8 @@ def system() -> Iterator[System]:
 
 def run(environment: dict[str, str], *args: str) -> tuple[int, str]:
     """The exit code of `deltawire ARGS`, and all that it printed."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("DELTAWIRE_")}
-    done = subprocess.run(
-        [sys.executable, "-c", "from deltawire.cli import main; main()", *args],
-        env={**inherited, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    done = CliRunner().invoke(commands.app, list(args), env=environment)
+    return done.exit_code, done.output
 
 
 def of(system: System) -> dict[str, str]:
@@ -104,3 +95,22 @@ def test_the_doctor_without_anything() -> None:
     assert "error    redis: cannot connect" in output
     assert "Traceback" not in output
     assert PASSWORD not in output
+
+
+def test_top_and_jobs(system: System) -> None:
+    """What runs shows in both; erased, it is gone."""
+    job_id = asyncio.run(submit(system, request("hello", deltas=100_000)))
+    code, output = run(of(system), "top", "--once", "--json")
+    assert code == 0, output
+    shown = json.loads(output)
+    assert shown["jobs"]["running"] == 1
+    assert shown["jobs"]["queued"] == shown["jobs"]["messages"] == 0
+    assert shown["rates"]["events"] > 0
+    assert {process["kind"] for process in shown["processes"]} == {"worker", "relay"}
+    code, output = run(of(system), "jobs", "--status", "in_progress", "--json")
+    assert (code, json.loads(output)["id"]) == (0, job_id)
+    code, output = run(of(system), "jobs", job_id, "--delete")
+    assert (code, output) == (0, f"{job_id} is erased\n")
+    code, output = run(of(system), "jobs", job_id)
+    assert code == 1
+    assert "unknown_job" in output

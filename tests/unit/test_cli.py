@@ -27,6 +27,7 @@ class FakeClient:
     asked: dict[str, Any]
     events_of_job: list[Event]
     error: JobUnavailableError | None
+    pages: list[dict[str, Any]]
 
     def __init__(self, url: str, *, api_key: str | None) -> None:
         FakeClient.asked = {"url": url, "api_key": api_key}
@@ -45,6 +46,16 @@ class FakeClient:
     async def cancel(self, job_id: str, *, reason: str) -> CancelResult:
         FakeClient.asked |= {"job_id": job_id, "reason": reason}
         return CancelResult(job_id=job_id, status="cancelled", cancelled_from="queued", delivered=True)
+
+    async def retrieve(self, job_id: str) -> dict[str, Any]:
+        return JOB | {"id": job_id}
+
+    async def delete(self, job_id: str) -> None:
+        FakeClient.asked["deleted"] = job_id
+
+    async def list(self, **asked: Any) -> dict[str, Any]:
+        FakeClient.asked.setdefault("list", []).append(asked)
+        return FakeClient.pages.pop(0)
 
     async def events(self, job_id: str, *, starting_after: int) -> AsyncGenerator[Event]:
         FakeClient.asked |= {"job_id": job_id, "starting_after": starting_after}
@@ -154,3 +165,54 @@ def test_a_key_that_could_not_be_read_back_is_not_made(args: list[str]) -> None:
 def test_the_version() -> None:
     """`deltawire --version`."""
     assert runner.invoke(commands.app, ["--version"]).stdout == f"deltawire {__version__}\n"
+
+
+JOB: dict[str, Any] = {
+    "id": "job-1",
+    "object": "job",
+    "status": "failed",
+    "created_at": 1.0,
+    "attempt": 2,
+    "metadata": {"team": "a"},
+    "completion": {"choices": [{"message": {"content": "half an ans"}}]},
+    "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+    "usage_source": "provider",
+    "error": {"message": "the gateway fell silent", "code": "idle_timeout"},
+    "incomplete_details": None,
+    "cancel": None,
+    "timings": {"queued_s": 0.5, "first_delta_s": None, "total_s": 9.0},
+    "latest_sequence_number": 7,
+}
+
+
+def test_jobs_are_listed_page_by_page() -> None:
+    """As many as were asked for, by as many calls as the relay's pages take."""
+    FakeClient.pages = [
+        {"data": [JOB], "has_more": True, "last_id": "job-1"},
+        {"data": [JOB | {"id": "job-2"}], "has_more": True, "last_id": "job-2"},
+    ]
+    result = runner.invoke(commands.app, ["jobs", "--status", "failed", "--limit", "2"])
+    assert result.exit_code == 0
+    assert "the gateway fell silent (idle_timeout)" in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["job", "job-1", "job-2"]
+    assert FakeClient.asked["list"] == [
+        {"limit": 2, "after": "", "status": "failed"},
+        {"limit": 1, "after": "job-1", "status": "failed"},
+    ]
+
+
+def test_a_job_is_shown_readably_or_as_json() -> None:
+    """What became of it, then what was said."""
+    shown = runner.invoke(commands.app, ["jobs", "job-1"]).stdout
+    assert "status    failed: the gateway fell silent (idle_timeout)" in shown
+    assert "tokens    3 + 4 (provider)" in shown
+    assert shown.endswith("\n\nhalf an ans\n")
+    assert json.loads(runner.invoke(commands.app, ["jobs", "job-1", "--json"]).stdout) == JOB
+
+
+def test_a_job_is_erased() -> None:
+    """By its id alone."""
+    assert runner.invoke(commands.app, ["jobs", "job-1", "--delete"]).stdout == "job-1 is erased\n"
+    assert FakeClient.asked["deleted"] == "job-1"
+    assert runner.invoke(commands.app, ["jobs", "--delete"]).exit_code == 2
+    assert runner.invoke(commands.app, ["jobs", "--status", "done"]).exit_code == 2

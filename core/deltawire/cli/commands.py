@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,13 +16,17 @@ from deltawire import __version__
 from deltawire.api_keys import SCOPES, new_api_key
 from deltawire.client import AsyncClient, JobUnavailableError, text_of
 from deltawire.codec import encode
-from deltawire.errors import Error
-from deltawire.events import Cancelled, Completed, Event, Failed, Incomplete, TerminalEvent
+from deltawire.environment import ConfigurationError
+from deltawire.errors import Error, RedisUnavailableError
+from deltawire.events import TERMINAL_STATUSES, Cancelled, Completed, Event, Failed, Incomplete, TerminalEvent
 from deltawire.findings import as_text, encode_findings, exit_code
 from deltawire.messages import Snapshot
 from deltawire.options import TENANT_RULE, is_tenant
 from deltawire.variables import Variable
 
+from .jobs import listed
+from .jobs import table as as_table
+from .jobs import text as as_page
 from .up import up as run_up
 
 app = typer.Typer(
@@ -33,6 +38,7 @@ app = typer.Typer(
 keys_app = typer.Typer(help="API keys for backends.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
+STATUSES: Final = ("queued", "in_progress", *sorted(TERMINAL_STATUSES))
 _out: Final = Console(highlight=False, soft_wrap=True)
 _err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -165,6 +171,64 @@ def cancel(
         return 0
 
     _run(run())
+
+
+@app.command()
+def jobs(
+    job_id: Annotated[str, typer.Argument(help="Show this job, with what was said.")] = "",
+    status: Annotated[
+        str, typer.Option(help="Only those: queued, in_progress, completed, incomplete, failed, cancelled.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, help="How many, the latest first.")] = 20,
+    delete: Annotated[bool, typer.Option("--delete", help="Erase the job; cancel it if it runs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    url: Url = "",
+    api_key: Key = "",
+) -> None:
+    """List jobs, or show one. Lists want an API key with the scope `list`."""
+    if delete and not job_id:
+        raise typer.BadParameter("say which job", param_hint="--delete")
+    if status and status not in STATUSES:
+        raise typer.BadParameter(f"one of {', '.join(STATUSES)}", param_hint="--status")
+
+    async def run() -> int:
+        async with _client(url, api_key) as client:
+            if delete:
+                await client.delete(job_id)
+                shown = [{"id": job_id, "deleted": True}]
+            elif job_id:
+                shown = [await client.retrieve(job_id)]
+            else:
+                shown = await listed(client, status=status, limit=limit)
+        if json:
+            for job in shown:
+                print(msgspec.json.encode(job).decode())
+        elif delete:
+            _out.print(f"{job_id} is erased")
+        elif job_id:
+            print(as_page(shown[0]))
+        else:
+            Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(
+                as_table(shown, time.time())
+            )
+        return 0
+
+    _run(run())
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Watch jobs, rates, workers and relays. Reads Redis and the broker, where the services' settings say."""
+    from .top import watch
+
+    try:
+        _run(watch(once=once, as_json=json))
+    except (ConfigurationError, RedisUnavailableError) as error:
+        _err.print(f"[red]{error}[/]")
+        raise typer.Exit(1) from error
 
 
 @app.command()

@@ -280,20 +280,20 @@ async def _alive(url: str, keys: Keys) -> list[Finding]:
 async def _broker(url: str, key_prefix: str) -> list[Finding]:
     app = make_app(url, key_prefix=key_prefix)
     try:
-        depth = await _in_thread(TaskSender(app).depth)
+        depth = await in_thread(TaskSender(app).depth)
     except WireError as error:
         change = "look at DELTAWIRE_BROKER_URL (by default the Redis of the jobs)"
         why = type(error.__cause__).__name__ if error.__cause__ else ""
         return [Finding("error", "broker", f"{error.error.message} ({why})", change)]
     finally:
-        await _in_thread(app.close)
+        await in_thread(app.close)
     return [Finding("ok", "broker", f"{depth} messages wait")]
 
 
 async def _relay(url: str) -> list[Finding]:
     subject = f"relay at {url}"
     try:
-        status, page = await _in_thread(lambda: _get(f"{url}/readyz"))
+        status, page = await in_thread(lambda: _get(f"{url}/readyz"))
     except (OSError, HTTPException) as error:
         change = "is it up, and is DELTAWIRE_PUBLIC_URL (or DELTAWIRE_PORT) its address?"
         return [Finding("warning", subject, f"not to be reached: {error}", change)]
@@ -312,7 +312,7 @@ def _get(url: str) -> tuple[int, str]:
         return error.code, error.read(1_000).decode(errors="replace")
 
 
-async def _in_thread(call: Callable[[], T]) -> T:
+async def in_thread(call: Callable[[], T]) -> T:
     """As asyncio.to_thread; but a call that hangs does not keep this process from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncGenerator, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -86,6 +87,16 @@ class AsyncClient:
     async def retrieve(self, job_id: str) -> dict[str, Any]:
         """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
         return await self._call("GET", f"/v1/jobs/{job_id}")
+
+    async def list(self, *, limit: int = 20, after: str = "", status: str = "") -> dict[str, Any]:
+        """A page of jobs, as GET /v1/jobs shows it, the latest first. Raises JobUnavailableError."""
+        params = {"limit": str(limit), "after": after, "status": status}
+        query = urlencode({name: value for name, value in params.items() if value})
+        return await self._call("GET", f"/v1/jobs?{query}")
+
+    async def delete(self, job_id: str) -> None:
+        """Cancels the job if it runs, and erases all of it. Raises JobUnavailableError."""
+        await self._call("DELETE", f"/v1/jobs/{job_id}")
 
     async def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
         """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
