@@ -2,7 +2,14 @@
 
 import pytest
 
-from deltawire.cli.redis_findings import of_clock, of_round_trips, of_sample, of_server, read_info
+from deltawire.cli.redis_findings import (
+    of_clock,
+    of_refusals,
+    of_round_trips,
+    of_sample,
+    of_server,
+    read_info,
+)
 from deltawire.findings import Finding, as_text, decode_findings, encode_findings, exit_code, of_open_files
 
 INFO = {
@@ -77,7 +84,15 @@ def test_clock_latency_and_sample() -> None:
     assert of_round_trips("r", [0.1, 0.001, 0.001]).level == "ok"
     assert of_round_trips("r", [0.1, 0.1, 0.001]).level == "warning"
     assert of_sample("r", 10, []).level == "ok"
+    assert "not known" in of_sample("r", None, []).message
     assert "dw:a, dw:b, dw:c" in of_sample("r", 10, ["dw:a", "dw:b", "dw:c", "dw:d"]).message
+
+
+def test_permissions() -> None:
+    """A command that lacks is an error; a user that may only look is an operator's, not a service's."""
+    assert of_refusals("r", []).level == "ok"
+    assert of_refusals("r", ["XADD"]).level == "error"
+    assert of_refusals("r", ["SET", "EVAL", "XADD"]).level == "warning"
 
 
 def test_findings_travel_and_decide_the_exit_code() -> None:

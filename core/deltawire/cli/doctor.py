@@ -9,6 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http.client import HTTPException
 from threading import Thread
 from typing import Any, Final, TypeVar
@@ -224,13 +225,16 @@ async def _refused(connection: RedisConnection, keys: Keys) -> list[str]:
     return list(refused)
 
 
-async def _sample(connection: RedisConnection, keys: Keys) -> tuple[int, list[str]]:
-    """How many of our keys were looked at, and which of them never expire: the broker's own left out."""
-    cursor, looked_at, without = 0, 0, []
+async def _sample(connection: RedisConnection, keys: Keys) -> tuple[int | None, list[str]]:
+    """How many of our keys were looked at, and which of them never expire: the broker's own left out.
+
+    None where it is not allowed.
+    """
+    cursor, looked_at, without = 0, 0, list[str]()
     for _ in range(SCANS):
         page = await _asked(connection, "SCAN", cursor, "MATCH", f"{keys.prefix}:*", "COUNT", SCAN_COUNT)
         if not isinstance(page, list):
-            break
+            return None, []
         names = [name for name in page[1] if not name.startswith(f"{keys.prefix}:unacked".encode())]
         left_s = await asyncio.gather(*(connection.execute("TTL", name) for name in names))
         looked_at += len(names)
@@ -286,7 +290,9 @@ async def _broker(url: str, key_prefix: str) -> list[Finding]:
         why = type(error.__cause__).__name__ if error.__cause__ else ""
         return [Finding("error", "broker", f"{error.error.message} ({why})", change)]
     finally:
-        await in_thread(app.close)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HTTP_TIMEOUT_S):
+                await in_thread(app.close)
     return [Finding("ok", "broker", f"{depth} messages wait")]
 
 

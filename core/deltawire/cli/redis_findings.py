@@ -135,15 +135,20 @@ def of_clock(subject: str, ahead_s: float) -> Finding:
 def of_refusals(subject: str, refused: Sequence[str]) -> Finding:
     """Commands that its ACL refuses to the user of our URL."""
     subject = f"{subject} permissions"
+    if "EVAL" in refused and "SET" in refused:
+        change = "run the doctor with a service's own DELTAWIRE_REDIS_URL to see what that may do"
+        return Finding("warning", subject, "this user may only look, as no service could work", change)
     if refused:
         message = f"refused to this user: {', '.join(refused)}"
         return Finding("error", subject, message, "allow them (ACL SETUSER): services need them all")
     return Finding("ok", subject, "every command that the services use is allowed")
 
 
-def of_sample(subject: str, looked_at: int, without: Sequence[str]) -> Finding:
-    """Keys of ours that would stay for ever, among those looked at."""
+def of_sample(subject: str, looked_at: int | None, without: Sequence[str]) -> Finding:
+    """Keys of ours that would stay for ever, among those looked at; None: none may be."""
     subject = f"{subject} expiry"
+    if looked_at is None:
+        return Finding("ok", subject, "not known: this user may not SCAN, and need not")
     if without:
         message = f"{len(without)} of {looked_at} keys never expire, such as {', '.join(without[:3])}"
         return Finding("warning", subject, message, "delete them, unless they are somebody else's")
