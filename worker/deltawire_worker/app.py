@@ -126,9 +126,11 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
         registry = new_registry()
         registry.register(BuildInfo("worker"), lag, links, sweeper, metrics, flusher, leases, parking)
         registry.register(PlaceCounts(log.places))
-        webhooks = [Webhooks(settings.webhooks, log, log.notices).keep()] if log.notices else []
+        webhooks = Webhooks(settings.webhooks, log, log.notices) if log.notices else None
+        if webhooks is not None:
+            registry.register(webhooks)
         kept = in_background(
-            *webhooks,
+            *([webhooks.keep()] if webhooks else []),
             *(leases.keep(), presence.keep(), sweeper.keep(), abandonment.keep()),
             *(parking.keep(), models.keep(), quotas.keep(), lag.keep()),
             tell(redis, keys, "worker", owner, lambda: _counts(app, runs, settings)),
