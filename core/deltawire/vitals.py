@@ -18,7 +18,7 @@ import msgspec
 from . import __version__
 from .errors import RedisUnavailableError
 from .keys import Keys
-from .redis_connection import connect
+from .redis_connection import RedisConnection, RedisLink
 from .scripts import Executor
 
 INTERVAL_S: Final = 1.0
@@ -66,7 +66,10 @@ async def tell(
 
 @asynccontextmanager
 async def listening(url: str, keys: Keys, hear: Callable[[Vitals], None]) -> AsyncIterator[None]:
-    """Calls `hear` with what every process says, meanwhile. Raises RedisUnavailableError at the start."""
+    """Calls `hear` with what every process says, meanwhile; a lost connection is made anew.
+
+    Raises RedisUnavailableError where there is none at the start.
+    """
     decoder = msgspec.json.Decoder(Vitals)
 
     def take(push: list[Any]) -> None:
@@ -74,9 +77,12 @@ async def listening(url: str, keys: Keys, hear: Callable[[Vitals], None]) -> Asy
             with suppress(msgspec.DecodeError):  # another version's
                 hear(decoder.decode(push[2]))
 
-    connection = await connect(url, name="deltawire-cli", on_push=take)
-    try:
+    async def subscribe(connection: RedisConnection) -> None:
         connection.push("SUBSCRIBE", keys.vitals)
+
+    link = RedisLink(url, name="deltawire-cli", on_connected=subscribe, on_push=take)
+    await link.start()
+    try:
         yield
     finally:
-        connection.abort()
+        await link.close()

@@ -183,7 +183,8 @@ async def watch(*, once: bool, as_json: bool) -> int:
 
     try:
         async with listening(settings.redis_url, keys, pulse.hear):
-            await asyncio.sleep(FIRST_LOOK_S)
+            if once or as_json:  # who watches sees the rates come
+                await asyncio.sleep(FIRST_LOOK_S)
             await _show(look, once=once, as_json=as_json)
     finally:
         await redis.aclose()
