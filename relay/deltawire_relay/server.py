@@ -50,6 +50,8 @@ from .websocket import WebSocketDoor
 
 DRAIN_WINDOW_S: Final = 5.0
 MARK_TIMEOUT_S: Final = 1.0
+LEAVE_S: Final = 1.0
+LOOK_S: Final = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -93,11 +95,20 @@ class _Server(uvicorn.Server):
         self._health.is_draining = True
         for server in self.servers:
             server.close()
+        # A proxy that keeps connections for later hears with each answer that there is none.
+        self.server_state.default_headers.append((b"connection", b"close"))
         with suppress(RedisUnavailableError, TimeoutError):
             async with asyncio.timeout(MARK_TIMEOUT_S):
                 await self._standby.mark_watched()
-        await asyncio.gather(*(door.drain(DRAIN_WINDOW_S) for door in self._doors))
+        await asyncio.gather(*(door.drain(DRAIN_WINDOW_S) for door in self._doors), self._let_go())
         await super().shutdown(sockets)
+
+    async def _let_go(self) -> None:
+        """Waits for those who ask often: what is closed while they ask is lost, and not asked again elsewhere."""
+        for _ in range(round(LEAVE_S / LOOK_S)):
+            if not self.server_state.connections:
+                break
+            await asyncio.sleep(LOOK_S)
 
 
 def _verifier(settings: Settings, jwks: Jwks | None) -> TokenVerifier:

@@ -1,4 +1,4 @@
-"""deploy/redis/users.acl on a real server: each user can do all that it must, and nothing that it must not."""
+"""deploy/redis/users.acl on a real server: each user can do what it must, and nothing else."""
 
 import asyncio
 import re
@@ -24,7 +24,6 @@ from tests.support.system import (
     submit,
     watch,
 )
-
 
 ROOT: Final = Path(__file__).parents[2]
 COMMAND: Final = re.compile(r"""(?:redis\.p?call|execute|push)\(\s*['"]([A-Z]+)['"]""")
@@ -68,7 +67,7 @@ def system(server: AclRedis) -> Iterator[System]:
 
 
 async def test_a_whole_journey_meets_no_refusal(system: System, server: AclRedis) -> None:
-    """Jobs by HTTP and by Celery, streamed, cancelled, taken over from a lost worker: Redis refuses nothing."""
+    """Jobs by HTTP and by Celery, streamed, cancelled, taken over from a lost worker."""
     server.denied()
     long = request("rivers", deltas=5_000, rate=20)
 

@@ -1,4 +1,4 @@
-"""A Redis server with the ACL file that we ship, completed by deploy/make-secrets, and somebody who may do all."""
+"""A Redis server with the ACL file that we ship, completed by deploy/make-secrets, and an administrator."""
 
 import subprocess
 import tempfile

@@ -1,0 +1,33 @@
+"""A relay that is stopped, as proxies see it that keep connections to it."""
+
+import asyncio
+
+from deltawire.redis_server import RedisServer
+from tests.support.relay_process import RelayProcess
+
+CLIENTS = 20
+
+
+async def _ask(port: int) -> bool:
+    """Asks again and again over one connection. Whether it was told to leave; else a request of its was lost."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        while True:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n")
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if b"\r\nconnection: close\r\n" in head:
+                return True
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r")[0]))
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+    finally:
+        writer.close()
+
+
+async def test_who_keeps_a_connection_is_told_before_it_closes(redis_server: RedisServer) -> None:
+    """No request is lost in a stop: what has a body is not sent a second time by anybody."""
+    with RelayProcess(redis_server.url) as relay:
+        asking = [asyncio.create_task(_ask(relay.port)) for _ in range(CLIENTS)]
+        await asyncio.sleep(0.2)
+        relay.terminate()
+        assert await asyncio.gather(*asking) == [True] * CLIENTS
