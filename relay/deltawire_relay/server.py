@@ -104,7 +104,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _let_go(self) -> None:
-        """Waits for those who ask often: what is closed while they ask is lost, and not asked again elsewhere."""
+        """Waits for those who ask often: a request that meets a closing connection is lost."""
         for _ in range(round(LEAVE_S / LOOK_S)):
             if not self.server_state.connections:
                 break

@@ -9,7 +9,7 @@ CLIENTS = 20
 
 
 async def _ask(port: int) -> bool:
-    """Asks again and again over one connection. Whether it was told to leave; else a request of its was lost."""
+    """Asks again and again over one connection. Whether it was told to leave; else it lost a request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while True:
