@@ -10,7 +10,10 @@ import yaml
 
 from deltawire import __version__
 from deltawire.api_keys import SCOPES, digest, parse_api_keys
+from deltawire.variables import declarations
 from deltawire_relay.server import DRAIN_WINDOW_S, LEAVE_S
+from deltawire_relay.settings import Settings as Relay
+from deltawire_worker.settings import Settings as Worker
 from docs.configuration import names
 
 ROOT: Final = Path(__file__).parents[2]
