@@ -1,6 +1,7 @@
 """Tokens at the doors of two relays that share a Redis, and an issuer's key set over HTTP (PROTOCOL §5.1)."""
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
@@ -355,6 +356,28 @@ async def test_revoked_in_mid_stream(
                     assert await end_of(reader) == ("token_revoked", 4500)
     with redis.Redis.from_url(redis_server.url) as client:
         assert 86_000 < client.ttl("dw:revoked:log") <= 86_430
+
+
+async def test_revoked_while_a_completion_streams(relay: RelayProcess, jobs: Producer) -> None:
+    """The answer ends with an error and without [DONE]; its end by expiry it may outlive (§9)."""
+    text = token("*", cap=["submit", "read"], subject="user-6")
+    job = jobs.job(hashlib.sha256(b"acme\0user-6\0chat").hexdigest())
+    headers = {**bearer(text), "Idempotency-Key": "chat"}
+    body = {**REQUEST, "stream": True}
+    async with http_client(base_url=relay.url) as client:
+        stream = client.stream("POST", "/v1/chat/completions", headers=headers, json=body)
+        opening = asyncio.create_task(stream.__aenter__())
+        await job.adopt()
+        await job.deltas("a")
+        answer = await opening
+        lines = answer.aiter_lines()
+        while "chunk" not in await anext(lines):
+            pass
+        await ask(relay, "POST", REVOKE, KEYS["acme"], json={"token": text})
+        rest = [line async for line in lines if line]
+        await stream.__aexit__(None, None, None)
+    assert "token_revoked" in rest[-1]
+    assert not any("[DONE]" in line for line in rest)
 
 
 async def test_revocations_that_are_refused(relay: RelayProcess) -> None:
