@@ -1,6 +1,7 @@
 """What a token must be to be taken, attack by attack (PROTOCOL §5.1). Real keys; the time is given."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 
 from deltawire.environment import ConfigurationError
@@ -576,3 +579,36 @@ def test_signing_names_the_key() -> None:
     """For issuers with a key set of their own."""
     text = sign(new_claims(subject="u", jobs=["j"]), private_pem(RSA_KEY), algorithm="RS256", key_id="r")
     assert jwt.get_unverified_header(text)["kid"] == "r"
+
+
+# Whatever comes.
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+)
+CLAIM_NAMES = st.sampled_from(["aud", "sub", "exp", "iat", "nbf", "iss", "jti", "tenant", "job", "cap", "x"])
+HEADER_NAMES = st.sampled_from(["alg", "kid", "typ", "crit", "jku", "jwk", "x"])
+
+
+@given(st.dictionaries(HEADER_NAMES, JSON_VALUES), st.dictionaries(CLAIM_NAMES, JSON_VALUES))
+def test_any_header_and_claims(head: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Signed or not, a token is taken or refused; nothing else ever happens."""
+    payload = json.dumps({**claims(), **changes}).encode()
+    for header in (head, {**head, "alg": "HS256"}, {"alg": "HS256"}):
+        with contextlib.suppress(WireError):
+            verified(by_hand(header, payload))
+
+
+@given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{0,9}\.[A-Za-z0-9_-]{0,9}\.[A-Za-z0-9_-]{0,9}"))
+def test_any_text(text: str) -> None:
+    """No text is a token by chance."""
+    with pytest.raises(WireError):
+        verified(text)
+
+
+@given(JSON_VALUES | st.fixed_dictionaries({"keys": st.lists(st.dictionaries(st.text(), JSON_VALUES))}))
+def test_any_key_set(value: Any) -> None:
+    """A set has keys, or is refused."""
+    with contextlib.suppress(ValueError):
+        read_jwks(json.dumps(value).encode())
