@@ -86,8 +86,13 @@ async def test_a_whole_journey_meets_no_refusal(system: System, server: AclRedis
         assert check_whole(await watch(system, job))["type"] == "completed"
 
     check_whole(await watch(system, await submit(system, request())))
-    with backend_app(server.url) as app:
+    with backend_app(server.url_of("backend")) as app:
         check_whole(await watch(system, send_task(app, request())))
+        unwanted = send_task(app, request("ponds", deltas=5_000, rate=20))
+        await watch(system, unwanted, until=lambda event: event["type"] == "delta")
+        with server.client("backend") as client:
+            client.set(f"dw:{{{unwanted}}}:cancel", 1, ex=86_400)
+        assert check_whole(await watch(system, unwanted))["type"] == "cancelled"
     running = await submit(system, long)
     await watch(system, running, until=lambda event: event["type"] == "delta")
     await cancel(system, running)
@@ -101,7 +106,7 @@ async def test_a_whole_journey_meets_no_refusal(system: System, server: AclRedis
     [
         *[
             (user, command)
-            for user in ("health", "worker", "relay", "operator")
+            for user in ("health", "worker", "relay", "operator", "backend")
             for command in (
                 "FLUSHALL",
                 "FLUSHDB",
@@ -140,6 +145,10 @@ async def test_a_whole_journey_meets_no_refusal(system: System, server: AclRedis
         ("operator", "LPUSH deltawire 1"),
         ("operator", "EVAL return{} 0"),
         ("operator", "SUBSCRIBE dw:{job}:events"),
+        ("backend", "GET dw:{job}:cancel"),
+        ("backend", "SET dw:{job}:meta 1"),
+        ("backend", "LRANGE deltawire 0 -1"),
+        ("backend", "EVAL return{} 0"),
         ("health", "INFO"),
         ("health", "GET dw:models"),
     ],
@@ -158,7 +167,7 @@ def test_nobody_may_do_what_it_need_not(server: AclRedis, user: str, command: st
 def test_nobody_comes_in_without_a_password(server: AclRedis) -> None:
     """The default user is off, and as it is shipped no other one has a password either."""
     once = Retry(NoBackoff(), 0)
-    for user in ("default", "worker", "relay", "operator"):
+    for user in ("default", "worker", "relay", "operator", "backend"):
         client = redis.Redis(port=server.port, username=user, password="", retry=once)
         with client, pytest.raises(redis.AuthenticationError):
             client.ping()

@@ -110,6 +110,13 @@ def test_what_is_deployed_names_only_variables_that_the_code_reads(path: Path) -
     assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", path.read_text())) <= names() | OF_COMPOSE
 
 
+def test_the_operations_page_has_what_only_compose_reads() -> None:
+    """No other page has it."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", page)) >= OF_COMPOSE
+    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", page)) <= variables_read() | OF_COMPOSE | COMING
+
+
 def test_the_services() -> None:
     """What comes up by default, what profiles add, and what is left in production."""
     profiles = {name: service.get("profiles", []) for name, service in BASE["services"].items()}
