@@ -197,6 +197,10 @@ class Fold:
         """Whether no chunk was added."""
         return not self._top and not self._choices and self._usage is None
 
+    def said(self, key: str) -> Any:  # JSON
+        """What the top of the completion has under `key`, if anything."""
+        return self._top.get(key)
+
     def add(self, chunk: Chunk) -> None:
         """Adds one chunk. Odd shapes are skipped, never raised: an upstream's slip must not end a stream."""
         for key, value in chunk.items():

@@ -159,7 +159,14 @@ class JobLog:
         self.notices = Notices(self.scripts, keys) if tells_ends else None
 
     async def submit(
-        self, job_id: str, *, request: bytes, options: Options, digest: str, created_at: float
+        self,
+        job_id: str,
+        *,
+        request: bytes,
+        options: Options,
+        digest: str,
+        created_at: float,
+        traceparent: str = "",
     ) -> Submitted:
         """Creates the job `queued`, if it does not exist. Can be repeated.
 
@@ -167,7 +174,7 @@ class JobLog:
         """
         # So that the event can be told from the record, to the last digit.
         created_at = round(created_at, 6)
-        record = _queued(request, options, created_at)
+        record = _queued(request, options, created_at, traceparent)
         admission = await self.places.admit(job_id, record, is_new=True)
         if admission == "FULL" and await self.summary(job_id) is None:
             raise WireError(
@@ -553,7 +560,7 @@ def _entry(entry: list[Any]) -> tuple[int, bytes]:
     return int(entry_id.partition(b"-")[0]), fields[1]
 
 
-def _queued(request: bytes, options: Options, created_at: float) -> Record:
+def _queued(request: bytes, options: Options, created_at: float, traceparent: str = "") -> Record:
     return Record(
         status="queued",
         attempt=0,
@@ -561,4 +568,5 @@ def _queued(request: bytes, options: Options, created_at: float) -> Record:
         tenant=options.tenant,
         options=options,
         request=request,
+        traceparent=traceparent,
     )

@@ -43,6 +43,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     """Whether it had a place among its tenant's when it was made."""
     message: bytes | None = None
     """What the message of a job that waits for its turn said besides; JSON."""
+    traceparent: str = ""
+    """What the job's spans are children of, in whatever process they are; empty where nobody traces it."""
 
     @property
     def is_terminal(self) -> bool:
@@ -90,6 +92,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
             fields += ["admitted", 1]
         if self.digest:
             fields += ["digest", self.digest]
+        if self.traceparent:
+            fields += ["traceparent", self.traceparent]
         if self.retries:
             fields += ["retries", self.retries, "waited_s", f"{self.waited_s:.3f}"]
         for name in ("started_at", "first_delta_at", "attempt_began_at"):
@@ -126,6 +130,7 @@ def read_record(reply: list[bytes]) -> Record | None:
         lease_until=int(fields[b"lease_until"]) if b"lease_until" in fields else None,
         is_admitted=b"admitted" in fields,
         message=fields.get(b"message"),
+        traceparent=fields.get(b"traceparent", b"").decode(),
     )
 
 

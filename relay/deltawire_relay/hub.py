@@ -31,6 +31,7 @@ from deltawire.log_fold import LogFold, fold_pages
 from deltawire.messages import Snapshot
 from deltawire.outputs import judge
 from deltawire.record import Record
+from deltawire.tracing import OFF, Tracing
 
 from .feed import Feed
 from .metrics import SAMPLED_EVERY_S, HubMetrics
@@ -69,8 +70,11 @@ class Hub:
         page_reads: PageReads,
         *,
         metrics: HubMetrics,
+        tracing: Tracing = OFF,
     ) -> None:
         self.job_id = job_id
+        self.tracing = tracing
+        self.traced = 0  # deliveries that were told to it
         self.record: Record | None = None
         self.status = "unknown"
         self.attempt = 0

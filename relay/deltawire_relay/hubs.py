@@ -8,6 +8,7 @@ from prometheus_client.core import Metric
 
 from deltawire.log import JobLog
 from deltawire.metrics import counter_family, gauge_family
+from deltawire.tracing import OFF, Tracing
 
 from .feed import Feed
 from .hub import Hub
@@ -19,11 +20,18 @@ from .page import PageReads
 class Hubs:
     """The hubs of this process, by job; a hub lives as long as somebody holds it."""
 
-    def __init__(self, log: JobLog, feed: Feed, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        log: JobLog,
+        feed: Feed,
+        report: Callable[[str], None] = lambda _: None,
+        tracing: Tracing = OFF,
+    ) -> None:
         """`report` hears of jobs that wait for something that should have come: see `Sweeper.report`."""
         self._log = log
         self._feed = feed
         self._report = report
+        self._tracing = tracing
         self._page_reads = PageReads()
         self.metrics = HubMetrics()
         self._entries: dict[str, _Entry] = {}
@@ -96,7 +104,11 @@ class Hubs:
         return entry.hub, asyncio.shield(entry.opened), lambda: self._release(entry)
 
     def _new_hub(self, job_id: str) -> Hub:
-        return Hub(job_id, self._log, self._feed, self._report, self._page_reads, metrics=self.metrics)
+        return Hub(
+            *(job_id, self._log, self._feed, self._report, self._page_reads),
+            metrics=self.metrics,
+            tracing=self._tracing,
+        )
 
     def _release(self, entry: "_Entry") -> None:
         entry.holders -= 1

@@ -21,8 +21,9 @@ from deltawire.messages import CancelResult
 from deltawire.metrics import Histogram, counter_family, histogram_family
 from deltawire.options import FIRST, Options, check_request, parse_options
 from deltawire.outputs import parsed_again
-from deltawire.queue import TaskSender
+from deltawire.queue import QUEUE, TaskSender
 from deltawire.scripts import Scripts
+from deltawire.tracing import OFF, Tracing
 
 from .auth import Principal
 from .hubs import Hubs
@@ -50,11 +51,12 @@ def check_job_id(job_id: str) -> str:
 class Jobs:
     """The use cases. Each checks what `principal` may do; another tenant's job does not exist."""
 
-    def __init__(self, log: JobLog, hubs: Hubs, queue: Queue) -> None:
+    def __init__(self, log: JobLog, hubs: Hubs, queue: Queue, tracing: Tracing = OFF) -> None:
         self._log = log
         self._hubs = hubs
         self._queue = queue
         self._list = JobList(log)
+        self._tracing = tracing
         self._submitted = 0
         self._cancels = dict.fromkeys(("queued", "delivered", "undelivered", "ended", "unknown"), 0)
         self._cancel_seconds = Histogram()
@@ -69,9 +71,16 @@ class Jobs:
         )
 
     async def create(
-        self, body: dict[str, Any], principal: Principal, idempotency_key: str | None
+        self,
+        body: dict[str, Any],
+        principal: Principal,
+        idempotency_key: str | None,
+        traceparent: str = "",
     ) -> tuple[str, str]:
-        """A job of the body `{request, options}`. Returns (job id, status). Raises WireError, as `submit`."""
+        """A job of the body `{request, options}`. Returns (job id, status). Raises WireError, as `submit`.
+
+        `traceparent`: of the caller's trace, read.
+        """
         principal.require("submit")
         if unknown := set(body) - {"request", "options"}:
             raise WireError(
@@ -80,7 +89,7 @@ class Jobs:
         request = check_request(body.get("request"))
         options = parse_options(body.get("options"), from_http=True)
         job_id = self.new_id(principal, idempotency_key)
-        return job_id, await self.submit(job_id, request, options, principal)
+        return job_id, await self.submit(job_id, request, options, principal, traceparent)
 
     @staticmethod
     def new_id(principal: Principal, idempotency_key: str | None) -> str:
@@ -94,15 +103,25 @@ class Jobs:
         return hashlib.sha256(f"{_tenant(principal)}\0{subject}{idempotency_key}".encode()).hexdigest()
 
     async def submit(
-        self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
+        self,
+        job_id: str,
+        request: dict[str, Any],
+        options: Options,
+        principal: Principal,
+        traceparent: str = "",
     ) -> str:
         """Writes the record, then sends the message. Returns the job's status. Raises as `enter`, `send`."""
-        submitted = await self.enter(job_id, request, options, principal)
+        submitted = await self.enter(job_id, request, options, principal, traceparent)
         await self.send(job_id, submitted)
         return submitted.status
 
     async def enter(
-        self, job_id: str, request: dict[str, Any], options: Options, principal: Principal
+        self,
+        job_id: str,
+        request: dict[str, Any],
+        options: Options,
+        principal: Principal,
+        traceparent: str = "",
     ) -> Submitted:
         """Writes the record: the first half of `submit`.
 
@@ -113,15 +132,23 @@ class Jobs:
         options = msgspec.structs.replace(options, tenant=_tenant(principal))
         encoded = msgspec.json.encode(request)
         digest = hashlib.sha256(msgspec.json.encode([request, _said(options)], order="sorted")).hexdigest()
-        submitted = await self._log.submit(
-            job_id, request=encoded, options=options, digest=digest, created_at=time.time()
-        )
-        if not submitted.same_body:
-            raise WireError(
-                "idempotency_conflict",
-                "this Idempotency-Key was used with another body; use a new key",
-                param="Idempotency-Key",
+        with self._tracing.start(
+            f"send {QUEUE}", kind="producer", parent=traceparent, attributes={"deltawire.job.id": job_id}
+        ) as span:
+            submitted = await self._log.submit(
+                job_id,
+                request=encoded,
+                options=options,
+                digest=digest,
+                created_at=time.time(),
+                traceparent=span.traceparent,
             )
+            if not submitted.same_body:
+                raise WireError(
+                    "idempotency_conflict",
+                    "this Idempotency-Key was used with another body; use a new key",
+                    param="Idempotency-Key",
+                )
         return submitted
 
     async def send(self, job_id: str, submitted: Submitted) -> None:

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from deltawire.errors import WireError
 from deltawire.events import STATUSES
 from deltawire.options import parse_options
+from deltawire.tracing import read_traceparent
 
 from .admissions import Admissions, Stay
 from .auth import Gate, Principal, bearer_token
@@ -75,7 +76,8 @@ class JobsApi:
     async def create_job(self, request: Request) -> Response:
         principal = await self._principal(request)
         body = await json_object(request)
-        job_id, status = await self._jobs.create(body, principal, idempotency_key(request))
+        traceparent = read_traceparent(request.headers.get("traceparent"))
+        job_id, status = await self._jobs.create(body, principal, idempotency_key(request), traceparent)
         base = f"{self._settings.public_url}/v1/jobs/{job_id}"
         urls = {
             "self": base,

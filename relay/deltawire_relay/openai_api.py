@@ -14,6 +14,7 @@ from deltawire.errors import WireError
 from deltawire.keys import Keys
 from deltawire.models import Model, read_models
 from deltawire.scripts import Executor
+from deltawire.tracing import read_traceparent
 
 from .admissions import Admissions, Stay
 from .auth import Gate, bearer_token
@@ -92,7 +93,8 @@ class OpenAIApi:
         self._open[sink] = asyncio.get_running_loop().create_future()
         try:
             # The hub opens while the record is written; should it fail to, the job goes no further here.
-            entering = self._jobs.enter(job_id, asked.request, asked.options, principal)
+            traceparent = read_traceparent(request.headers.get("traceparent"))
+            entering = self._jobs.enter(job_id, asked.request, asked.options, principal, traceparent)
             _, submitted = await asyncio.gather(opened, entering)
             hub.subscribers.add(subscriber)
             await subscriber.open()

@@ -23,6 +23,7 @@ from deltawire.redis_client import RedisClient
 from deltawire.redis_metrics import RedisMetrics
 from deltawire.sweeper import Sweeper
 from deltawire.tokens import secret_key
+from deltawire.tracing import open_tracing
 from deltawire.vitals import tell
 
 from . import open_files
@@ -129,7 +130,7 @@ def _counts(hubs: Hubs, feed: Feed) -> dict[str, float]:
 
 async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Serves until SIGTERM or SIGINT. Raises RedisUnavailableError if Redis is not there at the start."""
-    async with AsyncExitStack() as stack:
+    async with open_tracing("deltawire-relay") as tracing, AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-relay")
         stack.push_async_callback(redis.aclose)
         keys = Keys.at(settings.redis_url, settings.key_prefix)
@@ -143,7 +144,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         log = JobLog(commands, keys, settings.tenant_limits, tells_ends=settings.has_webhooks)
         sender = TaskSender(celery)
         sweeper = Sweeper(log, sender, owner=f"relay-{secrets.token_hex(8)}")
-        hubs = Hubs(log, feed, sweeper.report)
+        hubs = Hubs(log, feed, sweeper.report, tracing)
         standby = Standby(hubs, log, feed)
         revoked = Revoked()
         admissions = Admissions(revoked)
@@ -157,7 +158,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         mint = _mint(settings) if settings.jwt_secrets else None
         is_one_redis = settings.broker_url == settings.redis_url  # a cluster is no broker
         queue = RedisQueue(sender, log.scripts) if is_one_redis else CeleryQueue(sender)
-        jobs = Jobs(log, hubs, queue)
+        jobs = Jobs(log, hubs, queue, tracing)
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         api = JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint)
         tokens = TokensApi(gate, log, mint, verifier, revocations)

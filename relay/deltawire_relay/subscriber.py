@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -9,6 +10,7 @@ from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.log import FIRST_PAGE_EVENTS, next_page_events
 from deltawire.messages import Snapshot, Subscribed
 from deltawire.record import Record
+from deltawire.tracing import Value
 
 from .tail import Batch
 
@@ -20,6 +22,9 @@ _log = logging.getLogger(__name__)
 PAGE_EVENTS = 256
 HEAL_TIMEOUT_S = 10.0
 RETRY_S = 1.0
+MAX_TRACED = (
+    100  # deliveries of one job in this process: ten thousand that end at once would hold up the loop
+)
 
 
 class Sink(Protocol):
@@ -56,6 +61,8 @@ class Subscriber:
         self.via = sink.via
         self.is_open = False
         self.attached_at = asyncio.get_running_loop().time()
+        self._began_at = time.time()
+        self._began_after = position
         self._sink = sink
         self._tenant = tenant
         self._merge = merge
@@ -193,11 +200,29 @@ class Subscriber:
 
     def close(self) -> None:
         """Stops. Idempotent."""
+        if self.hub.tracing.is_on and not self._is_closed:
+            self._trace()
         self._is_closed = True
         self.is_open = False
         if self._reading is not None:
             self._reading.cancel()
         self.hub.detach(self)
+
+    def _trace(self) -> None:
+        """One span in the job's trace, made when all is over: an open subscription holds none."""
+        hub, record = self.hub, self.hub.record
+        if record is None or not record.traceparent or not self.is_allowed or hub.traced >= MAX_TRACED:
+            return
+        hub.traced += 1
+        attributes: dict[str, Value] = {
+            "deltawire.job.id": hub.job_id,
+            "deltawire.starting_after": self._began_after,
+            "deltawire.delivered_through": self.position,
+            "deltawire.is_whole": self.has_ended,
+        }
+        hub.tracing.start(
+            "deliver", kind="server", parent=record.traceparent, at=self._began_at, attributes=attributes
+        ).end()
 
     def refuse(self, error: WireError) -> None:
         """Ends the subscription with an error."""

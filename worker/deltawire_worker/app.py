@@ -19,6 +19,7 @@ from deltawire.queue import TaskSender, make_app
 from deltawire.redis_client import RedisClient
 from deltawire.redis_metrics import RedisMetrics
 from deltawire.sweeper import Sweeper
+from deltawire.tracing import open_tracing
 from deltawire.turns import Turns
 from deltawire.vitals import tell
 
@@ -97,7 +98,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
     keys = Keys.at(settings.redis_url, settings.key_prefix)
     owner = secrets.token_hex(8)  # a new one for each start: a restarted worker is somebody else
     runs: dict[str, Run] = {}
-    async with AsyncExitStack() as stack:
+    async with open_tracing("deltawire-worker") as tracing, AsyncExitStack() as stack:
         redis = RedisClient(settings.redis_url, name="deltawire-worker")
         stack.push_async_callback(redis.aclose)
         log = JobLog(redis, keys, settings.tenant_limits, tells_ends=bool(settings.webhooks))
@@ -149,6 +150,7 @@ async def _lifespan(app: Celery, settings: Settings) -> AsyncIterator[None]:
             abandonment=abandonment,
             quotas=quotas,
             metrics=metrics,
+            tracing=tracing,
         )
         probes = Probes(
             settings.host,

@@ -13,7 +13,9 @@ import msgspec
 from deltawire.errors import WireError
 from deltawire.events import InProgress, Retrying
 from deltawire.fold import Fold
+from deltawire.tracing import Value
 
+from .attempt_span import tell_question
 from .metrics import JobMetrics
 from .refusal import UpstreamError
 from .retry import Budget, GiveUp, Park, decide
@@ -58,6 +60,7 @@ class Asker:
         waits, for a place and between two tries, too.
         """
         upstream = question.upstream
+        tell_question(run.span, question)
         run.put(InProgress, upstream=upstream.name, model=question.request.get("model"))
         body = request_body(question.request, upstream, question.model or None)
         budget = self._budgets[upstream.name]
@@ -94,6 +97,8 @@ class Asker:
                     extra=run.log_fields,
                 )
                 self._metrics.asks_again(upstream.name, failure.code)
+                retrying: dict[str, Value] = {"error.type": failure.code, "delay_s": decision.delay_s}
+                run.span.note("retrying", retrying)
                 run.put(Retrying, next_try=run.retries + 1, reason=failure.code, delay_s=decision.delay_s)
                 if isinstance(decision, Park):
                     failure = decision
@@ -110,7 +115,10 @@ class Asker:
             metrics.requests[upstream.name] += 1
             metrics.streams[upstream.name] += 1
             try:
-                async with self._client.open(upstream, body, job_id=run.job_id) as stream:
+                opening = self._client.open(
+                    upstream, body, job_id=run.job_id, traceparent=run.span.traceparent
+                )
+                async with opening as stream:
                     await self._read(run, stream, upstream.name, wanted=question.choices)
             except UpstreamError as error:
                 if error.is_refusal:

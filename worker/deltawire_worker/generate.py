@@ -29,10 +29,12 @@ from deltawire.options import Options, check_request
 from deltawire.outputs import read_request
 from deltawire.record import CancelRequest, Record
 from deltawire.recover import End, NextAttempt, recover
+from deltawire.tracing import OFF, Tracing
 
 from .abandonment import Abandonment, abandoned
 from .arguments import read_arguments
 from .asking import Asker, Question, is_finished
+from .attempt_span import begin_attempt, end_attempt
 from .cancellation import want_cancel
 from .flusher import Flusher
 from .lease import Leases, Presence
@@ -69,6 +71,7 @@ class Generator:
         abandonment: Abandonment,
         quotas: Quotas,
         metrics: JobMetrics,
+        tracing: Tracing = OFF,
     ) -> None:
         self._log = log
         self._flusher = flusher
@@ -81,6 +84,7 @@ class Generator:
         self._abandonment = abandonment
         self._quotas = quotas
         self._metrics = metrics
+        self._tracing = tracing
         self._structured_output = StructuredOutput()
         self.ended = 0
         """How many attempts are over."""
@@ -97,13 +101,15 @@ class Generator:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         message: Callable[[], bytes] = bytes,
+        traceparent: object = None,
     ) -> Outcome:
         """Runs the job of one queue message.
 
         `kwargs` hold `request` and `options` where the sender wrote no record; wrong ones end the job as
-        failed. `message` says what it said besides, should the job have to wait for its turn. Raises
-        JobExpiredError (no record, and no body to make one of, or the job has failed before) and
-        RedisUnavailableError (the message should come again: Redis is away, or has lost events).
+        failed. `message` says what it said besides, should the job have to wait for its turn; `traceparent`
+        is its header of that name, if it has one. Raises JobExpiredError (no record, and no body to make one
+        of, or the job has failed before) and RedisUnavailableError (the message should come again: Redis is
+        away, or has lost events).
 
         Cancelled from outside it lets go of the upstream, and ends the job or leaves it to another attempt.
         """
@@ -117,6 +123,7 @@ class Generator:
             claim, decision = takes
             run = self._open_run(job_id, claim)
             run.said = message
+            begin_attempt(self._tracing, run, traceparent)
             outcome = Outcome("in_progress")
             try:
                 outcome = await self._run(run, claim, decision, problem)
@@ -162,6 +169,7 @@ class Generator:
             self._quotas.left(run)
         if self._runs.get(run.job_id) is run:
             del self._runs[run.job_id]
+        end_attempt(run, outcome)
         self.ended += 1
         self._events_of_ended += run.written
         run.over.set_result(outcome)
@@ -291,6 +299,7 @@ class Generator:
             ending = AsCancelled(abandoned(), time.time(), None)
         else:
             if isinstance(decision, NextAttempt) and decision.discards:
+                run.span.note("restarted")
                 run.put(Restarted, reason="worker_lost", discard_through=claim.top)
             ending = await self._stream(run, question)
             if not isinstance(ending, Park | None):

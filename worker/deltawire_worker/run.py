@@ -16,6 +16,7 @@ from deltawire.events import InProgress, Queued, Restarted, Retrying, Timings
 from deltawire.fold import Fold
 from deltawire.log import AppendCode
 from deltawire.record import CancelRequest, Record
+from deltawire.tracing import NO_SPAN, Span
 
 from .writer import JobWriter
 
@@ -66,6 +67,7 @@ class Run:
         self.writer: JobWriter  # set by whoever opens it with this run's callbacks
         self.top = 0
         """The last number before this attempt's."""
+        self.span: Span = NO_SPAN
         self.cause: Cause | None = None
         self.over: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         """What became of the job; a second delivery of the job's message waits for it."""

@@ -15,6 +15,7 @@ from kombu.utils.json import dumps
 from deltawire.errors import DeltawireError, JobExpiredError, RedisUnavailableError, WireError
 from deltawire.keys import is_job_id
 from deltawire.queue import TASK
+from deltawire.tracing import read_traceparent
 
 from .generate import Generator
 from .parking import Parking
@@ -53,10 +54,17 @@ def _besides(context: Context) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None and name not in ours}
 
 
+def _traceparent(context: Context) -> object:
+    """Where opentelemetry-instrumentation-celery, say, puts it: a header of the message."""
+    return getattr(context, "traceparent", None)
+
+
 def _stored(context: Context) -> bytes:
     """The same, but for what is as usual, for the record of a job that waits for its turn."""
     usual = {"root_id": context.id, "retries": 0, "replaced_task_nesting": 0}
     said = {name: value for name, value in _besides(context).items() if usual.get(name) != value}
+    if traceparent := read_traceparent(_traceparent(context)):
+        said["headers"] = {"traceparent": traceparent}
     return dumps(said).encode() if said else b""  # type: ignore[no-untyped-call] # kombu has few types
 
 
@@ -77,7 +85,8 @@ def register(app: Celery) -> None:
                 raise WireError("invalid_job_id", "a task id must be 1 to 128 of A-Z a-z 0-9 _ -")
             generator: Generator = app.generator
             try:
-                outcome = await_(generator.generate(job_id, args, kwargs, partial(_stored, context)))
+                stored, traceparent = partial(_stored, context), _traceparent(context)
+                outcome = await_(generator.generate(job_id, args, kwargs, stored, traceparent))
             except RedisUnavailableError as error:
                 # The message comes again at once, and often: not faster than once a second.
                 await_(asyncio.sleep(REQUEUE_PAUSE_S))

@@ -216,12 +216,16 @@ class UpstreamClient:
         await self._client.aclose()
 
     @asynccontextmanager
-    async def open(self, upstream: Upstream, body: bytes, *, job_id: str) -> AsyncIterator[Stream]:
+    async def open(
+        self, upstream: Upstream, body: bytes, *, job_id: str, traceparent: str = ""
+    ) -> AsyncIterator[Stream]:
         """Sends the request and checks the answer. Leaving the context closes the connection at once.
 
         The deadlines for the first delta and after are the caller's. Raises UpstreamError.
         """
         headers = {"Content-Type": "application/json", "X-Client-Request-Id": job_id}
+        if traceparent:
+            headers["Traceparent"] = traceparent
         request = self._request("POST", upstream, "/chat/completions", headers, body)
         response = await self._send(request)
         source = source_of(response)

@@ -159,7 +159,7 @@ class JobWriter:
         self._next_base = Snapshot(number, fold)
         self._bytes_since_base = 0
 
-    def note(self, name: str, value: float) -> None:
+    def note(self, name: str, value: str | float) -> None:
         """Sets a field of the record with the next append."""
         self._fields += [name, value]
         self._record = msgspec.structs.replace(self._record, **{name: value})
