@@ -160,6 +160,7 @@ class System:
         self.relays: list[Service] = []
         self.relay_ports: list[int] = []
         self.workers: list[Service] = []
+        self.worker_ports: list[int] = []
 
     @property
     def redis_url(self) -> str:
@@ -264,6 +265,7 @@ class System:
             ready_url=f"http://127.0.0.1:{port}/readyz",
         )
         self.workers.append(worker)
+        self.worker_ports.append(port)
         return worker
 
     def start_worker(self, environment: dict[str, str] | None = None, *, before_main: str = "") -> Service:
