@@ -1,7 +1,7 @@
 """What a job may ask for: its options and its request, checked with errors that say what to change."""
 
 import re
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -9,6 +9,7 @@ from .errors import WireError
 
 Restart = Literal["before_first_delta", "always", "never"]
 OnAbandon = Literal["continue", "cancel"]
+_CHOICES: Final = {"restart": get_args(Restart), "on_abandon": get_args(OnAbandon)}
 MAX_DURATION_S = 86_400.0
 MAX_MODEL_CHARACTERS = 512
 FIRST: Final = 9
@@ -55,6 +56,14 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
             raise WireError(
                 "unknown_option",
                 f"there is no option {name!r} here{hint}; known are {', '.join(sorted(known))}",
+                param=f"options.{name}",
+            )
+    for name, choices in _CHOICES.items():
+        # Here, because msgspec's message repeats the value, and messages may go where it should not.
+        if value.get(name, choices[0]) not in choices:
+            raise WireError(
+                "invalid_request",
+                f"options.{name} must be one of {', '.join(choices)}",
                 param=f"options.{name}",
             )
     try:

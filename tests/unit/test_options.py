@@ -171,3 +171,13 @@ def test_a_request_without_model_or_messages_is_refused(request_body: Any, param
     with pytest.raises(WireError) as caught:
         check_request(request_body)
     assert (caught.value.code, caught.value.error.param) == ("invalid_request", param)
+
+
+@pytest.mark.parametrize(
+    "name", ["restart", "on_abandon", "timeout_s", "max_retries", "metadata", "upstream"]
+)
+def test_a_wrong_value_is_not_repeated(name: str) -> None:
+    """Somebody may have put a prompt there, and an error goes to all who watch the job."""
+    error = refused({name: ["a prompt"]} if name == "upstream" else {name: "a prompt"})
+    assert name in str(error)
+    assert "prompt" not in str(error)
