@@ -114,7 +114,7 @@ def test_the_operations_page_has_what_only_compose_reads() -> None:
     """No other page has it."""
     page = (ROOT / "docs" / "operations.md").read_text()
     assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", page)) >= OF_COMPOSE
-    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", page)) <= variables_read() | OF_COMPOSE | COMING
+    assert set(re.findall(r"DELTAWIRE_[A-Z0-9_]+", page)) <= names() | OF_COMPOSE
 
 
 def test_the_services() -> None:
