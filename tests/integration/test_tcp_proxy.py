@@ -100,3 +100,25 @@ async def test_lost_replies_are_those_of_requests_that_came_through(echo: Echo) 
     await losing
     assert await client.ask(b"3") == b""
     assert echo.heard == [b"1", b"2"]
+
+
+async def test_nothing_of_it_is_left_when_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """Also of connections that were open then, and of one that had just been accepted."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    before = asyncio.all_tasks()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        async with tcp_proxy(server.sockets[0].getsockname()[1]) as proxy:
+            clients = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            clients.append(await asyncio.open_connection("127.0.0.1", proxy.port))
+        left = {task for task in asyncio.all_tasks() - before if "TcpProxy" in repr(task)}
+        assert not left
+    for _, writer in clients:
+        abort(writer.transport)
+    await asyncio.sleep(0.01)
+    assert not caplog.records

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 #: Gets what the server sent on one connection and returns what the client shall see of it.
 Filter = Callable[[bytes], bytes]
@@ -35,6 +36,7 @@ class TcpProxy:
         self.target_port = target_port
         self._new_filter = new_filter
         self._pairs: set[Pair] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self.port = 0
         self.connections = 0
         self.delay_s = 0.0
@@ -47,6 +49,10 @@ class TcpProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         try:
             server_reader, server = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:  # a server that is away: so is its proxy
@@ -101,6 +107,16 @@ class TcpProxy:
         pair.is_frozen[pair.server] |= requests
         pair.is_frozen[pair.client] |= replies
 
+    async def close(self) -> None:
+        """Cuts what is open, or comes yet to a server that is closed, and waits until nothing of it is left.
+
+        Else the loop's end cancels what is left, which asyncio's streams report as an exception.
+        """
+        await asyncio.sleep(0)  # what was accepted last gets its task
+        while self._serving:
+            self.cut()
+            await asyncio.wait(tuple(self._serving), timeout=0.01)
+
     async def lose_replies(self, for_s: float) -> None:
         """Requests get through, their replies are lost, and then the connections are, too."""
         self.freeze(requests=False)
@@ -123,6 +139,8 @@ async def tcp_proxy(
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     async with server:
-        yield proxy
-        proxy.cut()
-        await asyncio.sleep(0)
+        try:
+            yield proxy
+        finally:
+            server.close()
+            await proxy.close()
