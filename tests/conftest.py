@@ -1,5 +1,6 @@
 """Fixtures that every suite may use: a real Redis server, and job logs on it and on fakeredis."""
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -16,6 +17,19 @@ from tests.support.redis_servers import ClusterServers, SentinelServers
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("deltawire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deltawire")
+
+#: Waits for two minutes, so it begins before all others: else the rest would be done, and wait for it.
+FIRST = "test_other_celery_app.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != FIRST)
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests stay to the end: whoever collects garbage need not look at them each time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -51,7 +52,7 @@ def late() -> None:
 class LongTask:
     """The other app's worker, and its two long tasks, under way."""
 
-    def __init__(self, redis_url: str, *, duration_s: float = DURATION_S) -> None:
+    def __init__(self, redis_url: str, *, duration_s: float) -> None:
         self.redis = Redis.from_url(redis_url)
         self._directory = tempfile.TemporaryDirectory(prefix="deltawire-other-app-")
         self._log = Path(self._directory.name, "worker.log")
@@ -112,6 +113,13 @@ def shared(key_prefix):
             or name.startswith("unacked_restore")}
 queue.transport_options = shared
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_task(system: System) -> Iterator[LongTask]:
+    """Under way while the other tests here run."""
+    with LongTask(system.redis_url, duration_s=DURATION_S) as long_task:
+        yield long_task
 
 
 @pytest.mark.parametrize("shares_keys", [False, True])

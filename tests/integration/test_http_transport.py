@@ -791,6 +791,7 @@ async def test_a_paused_connection_can_be_kept() -> None:
 @both
 async def test_five_hundred_streams_at_once(kind: str) -> None:
     """Each reader gets its own bytes."""
+    count = 500 if kind == "deltawire" else 50  # httpx' pool takes quadratic time
 
     async def handler(server: Server, peer: Peer) -> None:
         while True:
@@ -806,9 +807,9 @@ async def test_five_hundred_streams_at_once(kind: str) -> None:
             return b"".join([piece async for piece in response.aiter_raw()])
 
     async with serving(handler) as server, client_of(kind, timeout=20.0) as client:
-        bodies = await asyncio.gather(*(read(number) for number in range(500)))
-        assert bodies == [b"/%d" % number * 5 for number in range(500)]
-        assert len(server.peers) == 500
+        bodies = await asyncio.gather(*(read(number) for number in range(count)))
+        assert bodies == [b"/%d" % number * 5 for number in range(count)]
+        assert len(server.peers) == count
         if kind == "deltawire":
             assert await settled(lambda: is_at_rest(ours(client), kept=100))  # the default bound
 
