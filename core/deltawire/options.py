@@ -38,6 +38,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
 
 
+_WHOLE: Final = {field.name for field in msgspec.structs.fields(Options) if field.type is int}
+
+
 def is_tenant(name: str) -> bool:
     """Whether `name` may name a tenant. It stands in Redis keys and in log lines."""
     return _TENANT.fullmatch(name) is not None
@@ -66,8 +69,10 @@ def parse_options(value: Any, *, from_http: bool = False) -> Options:  # whateve
                 f"options.{name} must be one of {', '.join(choices)}",
                 param=f"options.{name}",
             )
+    # JSON does not tell 2.0 from 2, nor do all that write it.
+    whole = {n: int(v) for n, v in value.items() if n in _WHOLE and isinstance(v, float) and v.is_integer()}
     try:
-        options = msgspec.convert(value, Options)
+        options = msgspec.convert(value | whole, Options)
     except msgspec.ValidationError as error:
         raise WireError("invalid_request", f"options: {error}", param="options") from error
     for name in (field for field in Options.__struct_fields__ if field.endswith("_s")):

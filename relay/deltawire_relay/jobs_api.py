@@ -182,10 +182,13 @@ def _wanted(request: Request) -> Wanted:
 
 
 def _position(request: Request) -> int:
-    """Where the client stands: Last-Event-ID beats starting_after."""
-    name, text = "Last-Event-ID", request.headers.get("last-event-id")
-    if not text:
-        name, text = "starting_after", request.query_params.get("starting_after", "0")
+    """Where the client stands: Last-Event-ID beats starting_after, which must be a number all the same."""
+    position = _sequence_number("starting_after", request.query_params.get("starting_after", "0"))
+    last = request.headers.get("last-event-id")
+    return _sequence_number("Last-Event-ID", last) if last else position
+
+
+def _sequence_number(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 15:
         raise WireError("invalid_request", f"{name} must be a sequence number", param=name)
     return int(text)

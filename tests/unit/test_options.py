@@ -51,6 +51,13 @@ def test_metadata_is_not_shared_between_jobs() -> None:
     assert Options().metadata is not Options().metadata
 
 
+def test_a_whole_number_may_have_a_point() -> None:
+    """As some languages write all of their numbers; half a try is none."""
+    assert parse_options({"max_attempts": 3.0}).max_attempts == 3
+    assert refused({"max_attempts": 2.5}).code == "invalid_request"
+    assert refused({"max_attempts": float("inf")}).code == "invalid_request"
+
+
 def test_options_are_taken_as_sent() -> None:
     """Every option can be set; whole numbers are fine for durations."""
     options = parse_options({"timeout_s": 5, "restart": "never", "metadata": {"a": "b"}, "tenant": "t"})
