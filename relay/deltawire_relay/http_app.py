@@ -35,6 +35,7 @@ def http_app(routes: Sequence[BaseRoute], gate: Gate, limits: Limits | None = No
         Exception: _on_exception,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a redirect would lead to whatever name stands in Host
     app.state.limits = limits or Limits()
     # Around Starlette, whose answer to what nobody expected is outside of its own middleware.
     cors = CORSMiddleware(

@@ -35,6 +35,8 @@ async def json_object(request: Request, *, may_be_empty: bool = False) -> dict[s
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise WireError("unsupported_media_type", "send Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise WireError("unsupported_media_type", "send the body as it is: no Content-Encoding is taken")
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -109,6 +110,7 @@ CASES: list[Case] = [
     http(CREATE, "no body", 415, "unsupported_media_type"),
     http(CREATE, "an empty body sent as JSON", 400, "invalid_json", raw=b"", headers={"Content-Type": "application/json"}),
     http(CREATE, "a form", 415, "unsupported_media_type", raw=b"a=b", headers={"Content-Type": "application/x-www-form-urlencoded"}),
+    http(CREATE, "a compressed body", 415, "unsupported_media_type", raw=gzip.compress(b"{}"), headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}),
     http(CREATE, "JSON sent as text/plain", 415, "unsupported_media_type", body=JOB, headers={"Content-Type": "text/plain"}),
     http(CREATE, "a body that is not JSON", 400, "invalid_json", raw=b"{"),
     http(CREATE, "a body that is not UTF-8", 400, "invalid_json", raw=b'{"request":"\xff"}'),
@@ -172,6 +174,7 @@ CASES: list[Case] = [
     http(CHAT, "a GET of completions", 405, "method_not_allowed", path=CHAT_PATH, method="GET"),
     http(CHAT, "a model that nobody has", 404, "model_not_found", path="/v1/models/none/such", method="GET"),
     http(ANY, "a path that does not exist", 404, "not_found", method="GET", path="/v2/jobs"),
+    http(ANY, "a slash behind a path", 404, "not_found", method="GET", path="/v1/jobs/nobody/"),
     http(ANY, "a WebSocket path without an upgrade", 404, "not_found", method="GET", path="/v1/ws"),
     http(ANY, "a method that the path does not have", 405, "method_not_allowed", method="PUT", path="/v1/jobs/a"),
     raw("bytes that are not HTTP", 400, "invalid_request", b"\x16\x03\x01\x00\r\n\r\n"),
