@@ -16,7 +16,7 @@ from deltawire.api_keys import parse_api_keys
 from deltawire.errors import Error
 from deltawire.events import Output, Status, UsageSource
 from deltawire.options import Options
-from deltawire_relay import http_app, hub, server
+from deltawire_relay import http_app, hub, server, subscriber
 from deltawire_relay.settings import Settings
 from tests.support.relay_process import Keyring, relay_in_process
 from tests.support.system import System
@@ -100,7 +100,9 @@ async def routes(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
 
 @pytest.fixture
 async def relay(system: System, routes: list[Route], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    monkeypatch.setattr(hub, "UNKNOWN_JOB_TIMEOUT_S", 0.1)  # schemathesis waits for each stream's end
+    # schemathesis waits for each stream's end, and likes numbers above it.
+    monkeypatch.setattr(hub, "UNKNOWN_JOB_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(subscriber, "HEAL_TIMEOUT_S", 0.1)
     settings: Json = {"api_keys": parse_api_keys(KEYS.text)}
     if hasattr(Settings, "jwt_secrets"):
         settings["jwt_secrets"] = ("a secret of this test, and of no other",)
