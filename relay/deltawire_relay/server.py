@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from deltawire.background import in_background
 from deltawire.errors import RedisUnavailableError
@@ -128,6 +129,24 @@ def _counts(hubs: Hubs, feed: Feed) -> dict[str, float]:
     return {"jobs": len(hubs), "readers": readers, "silent_s": round(feed.silent_s, 3)}
 
 
+def _config(settings: Settings, app: ASGIApp, websockets: WebSocketDoor, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ws=websockets,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
+        http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type] # likewise
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=65_535,  # the system's limit (net.core.somaxconn) is the one that counts
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
+    )
+
+
 async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Serves until SIGTERM or SIGINT. Raises RedisUnavailableError if Redis is not there at the start."""
     async with open_tracing("deltawire-relay") as tracing, AsyncExitStack() as stack:
@@ -178,27 +197,14 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         http = HttpMetrics(http_app(routes, gate, limits), routes)
         links = RedisMetrics(redis, {"feed": feed.nodes})
         registry.register(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls())
-        registry.register(gate, limits, counts, PlaceCounts(log.places))
-        kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep(), lag.keep()]
-        kept.append(tell(redis, keys, "relay", secrets.token_hex(8), lambda: _counts(hubs, feed)))
-        kept += [each.keep() for each in (jwks, revocations) if each is not None]
-        if revocations is not None:
-            kept.append(admissions.keep())
-            registry.register(revocations)
+        registry.register(gate, admissions, limits, counts, PlaceCounts(log.places))
+        vitals = tell(redis, keys, "relay", secrets.token_hex(8), lambda: _counts(hubs, feed))
+        kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep(), lag.keep(), vitals]
+        kept.append(admissions.keep())
+        for each in (jwks, revocations):
+            if each is not None:
+                registry.register(each)
+                kept.append(each.keep())
         await stack.enter_async_context(in_background(*kept))
-        config = uvicorn.Config(
-            http,
-            host=settings.host,
-            port=settings.port,
-            ws=websockets,  # type: ignore[arg-type] # any factory of an asyncio protocol will do
-            http=partial(HttpProtocol, limits=limits),  # type: ignore[arg-type] # likewise
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=65_535,  # the system's limit (net.core.somaxconn) is the one that counts
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=round(DRAIN_WINDOW_S),
-        )
+        config = _config(settings, http, websockets, limits)
         await _Server(config, health, standby, [api, openai, websockets]).serve(list(sockets) or None)
