@@ -120,7 +120,7 @@ async def test_submit_is_all_or_nothing(job_log: OpenedLog) -> None:
 async def test_claim_of_an_unknown_job_without_a_body_is_missing(job_log: OpenedLog) -> None:
     """A message without a body cannot make a record."""
     assert await claim(job_log) == Claim(code="MISSING")
-    assert await ttls(job_log) == {}
+    assert await ttls(job_log, "*{job}*") == {}
 
 
 async def test_claim_of_an_unknown_job_with_a_body_makes_the_record(job_log: OpenedLog) -> None:
@@ -288,7 +288,7 @@ async def test_an_append_without_a_record_is_missing(job_log: OpenedLog) -> None
     await running(job_log)
     await job_log.client.flushall()
     assert await append(job_log, 2, "a") == ("MISSING", 0)
-    assert await ttls(job_log) == {}
+    assert await ttls(job_log, "*{job}*") == {}
 
 
 async def test_an_append_after_the_log_was_lost_is_a_gap(job_log: OpenedLog) -> None:
@@ -635,7 +635,7 @@ async def test_renew_after_the_end_or_the_loss_of_a_job(job_log: OpenedLog) -> N
     assert await renew(job_log) == [b"STALE", b""]
     await job_log.client.flushall()
     assert await renew(job_log) == [b"MISSING", b""]
-    assert await ttls(job_log) == {}
+    assert await ttls(job_log, "*{job}*") == {}
 
 
 # Everything else.
@@ -789,10 +789,9 @@ async def test_two_prefixes_do_not_meet(job_log: OpenedLog) -> None:
     other = OpenedLog(job_log.executor, job_log.client, Keys("other"))
     assert await other.record("job") is None
     assert (await submit(other)).is_new
-    assert sorted(await ttls(job_log)) == [
-        *("dw:queued", "dw:{job}:log", "dw:{job}:meta"),
-        *("other:queued", "other:{job}:log", "other:{job}:meta"),
-    ]
+    names = ("queued", "tenant:{default}:jobs", "tenant:{default}:running", "tenants")
+    names += ("{job}:log", "{job}:meta")
+    assert sorted(await ttls(job_log)) == [f"{prefix}:{name}" for prefix in ("dw", "other") for name in names]
 
 
 async def test_a_lost_redis_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
