@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
-from deltawire.api_keys import new_api_key, parse_api_keys
+from deltawire.api_keys import digest, parse_api_keys
 from deltawire.redis_server import free_port
 from deltawire_worker.probes import Probes
 
-SCRAPER, SCRAPER_ENTRY = new_api_key("prometheus", "ops", ["metrics"])
-READER, READER_ENTRY = new_api_key("reader", "ops", ["read", "submit", "cancel"])
+# Not made anew each time: tests that run in several processes must have the same names.
+SCRAPER, READER = "dw_scraper", "dw_reader"
+SCRAPER_ENTRY = f"prometheus:ops:metrics:{digest(SCRAPER).hex()}"
+READER_ENTRY = f"reader:ops:read+submit+cancel:{digest(READER).hex()}"
 KEYS = parse_api_keys(f"{SCRAPER_ENTRY},{READER_ENTRY}")
 TEXT = b"deltawire_jobs_running 0.0\n"
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deltawire.api_keys import DEMO_KEY, digest, new_api_key, parse_api_keys
+from deltawire.api_keys import DEMO_KEY, digest, parse_api_keys
 from deltawire.errors import WireError
 from deltawire.metrics import new_registry
 from deltawire_relay.auth import Gate
@@ -23,8 +23,10 @@ from tests.support.hub_readers import SETTLE_S, Reader, attach, deltas, hubs_of,
 from tests.support.sample_events import completed, line
 from tests.support.virtual_time import virtual_time
 
-SCRAPER, SCRAPER_ENTRY = new_api_key("prometheus", "ops", ["metrics"])
-READER, READER_ENTRY = new_api_key("reader", "ops", ["read", "submit", "cancel"])
+# Not made anew each time: tests that run in several processes must have the same names.
+SCRAPER, READER = "dw_scraper", "dw_reader"
+SCRAPER_ENTRY = f"prometheus:ops:metrics:{digest(SCRAPER).hex()}"
+READER_ENTRY = f"reader:ops:read+submit+cancel:{digest(READER).hex()}"
 DEMO_ENTRY = f"demo:default:read+metrics:{digest(DEMO_KEY).hex()}"
 
 
