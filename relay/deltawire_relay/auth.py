@@ -1,6 +1,5 @@
 """Who may do what: credentials, and the floor that holds without any (PROTOCOL.md §5.1)."""
 
-import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -13,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from deltawire.api_keys import DEMO_KEY, SCOPES, ApiKey, Scope, digest, find_key
 from deltawire.errors import WireError
+from deltawire.loopback import is_loopback
 from deltawire.tokens import Capability, Token, UnknownKeyError, covers
 
 from .origins import Origins
@@ -220,16 +220,6 @@ def _bearer(token: Token, is_ticket: bool) -> tuple[Principal, str | None]:
 def _scopes(capabilities: tuple[Capability, ...]) -> frozenset[Scope]:
     """One set for all who may do the same: ten thousand connections have one each."""
     return frozenset(capabilities)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bearer_token(authorization: str | None) -> str | None:

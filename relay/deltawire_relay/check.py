@@ -18,8 +18,8 @@ async def check(_: Asked) -> list[Finding]:
         settings = Settings.from_environment(environment)
     except ConfigurationError as error:
         return [Finding("error", _CONFIGURATION, str(error))]
-    keys = len(settings.api_keys)
+    keys, wanted = len(settings.api_keys), settings.bounds.max_connections or WANTED
     return [
         Finding("ok", _CONFIGURATION, f"{settings.host}:{settings.port}, API keys: {keys}"),
-        of_open_files("relay open files", hard_limit(), WANTED, "10,000 viewers; each is one"),
+        of_open_files("relay open files", hard_limit(), wanted, "DELTAWIRE_MAX_CONNECTIONS; each is one"),
     ]

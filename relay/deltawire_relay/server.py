@@ -181,10 +181,8 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         api = JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint)
         tokens = TokensApi(gate, log, mint, verifier, revocations)
-        models = Models(log.scripts, keys)
-        openai = OpenAIApi(
-            gate, hubs, jobs, models, admissions, abandon_grace_s=settings.chat_abandon_grace_s
-        )
+        models, grace_s = Models(log.scripts, keys), settings.chat_abandon_grace_s
+        openai = OpenAIApi(gate, hubs, jobs, models, admissions, abandon_grace_s=grace_s)
         limits = Limits(
             settings.bounds,
             open_files=open_files.room(),
@@ -199,8 +197,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         registry.register(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls())
         registry.register(gate, admissions, limits, counts, PlaceCounts(log.places))
         vitals = tell(redis, keys, "relay", secrets.token_hex(8), lambda: _counts(hubs, feed))
-        kept = [sweeper.keep(), standby.keep(), websockets.keep(), counts.keep(), lag.keep(), vitals]
-        kept.append(admissions.keep())
+        kept = [vitals, *(each.keep() for each in (sweeper, standby, websockets, admissions, counts, lag))]
         for each in (jwks, revocations):
             if each is not None:
                 registry.register(each)

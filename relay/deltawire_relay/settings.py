@@ -6,12 +6,12 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from deltawire.environment import ConfigurationError, Environment
+from deltawire.loopback import is_loopback
 from deltawire.options import MAX_DURATION_S
 from deltawire.settings import ServiceSettings
 from deltawire.tokens import AUDIENCE, Key, PyJWTMissingError, public_keys, secret_key
 from deltawire.variables import PORT, Variable, integer, read_settings
 
-from .auth import is_loopback
 from .limits import Bounds, IPNetwork
 from .origins import check_origin
 

@@ -789,8 +789,10 @@ async def test_two_prefixes_do_not_meet(job_log: OpenedLog) -> None:
     other = OpenedLog(job_log.executor, job_log.client, Keys("other"))
     assert await other.record("job") is None
     assert (await submit(other)).is_new
-    names = ("queued", "tenant:{default}:jobs", "tenant:{default}:running", "tenants")
-    names += ("{job}:log", "{job}:meta")
+    names = [
+        *("queued", "tenant:{default}:jobs", "tenant:{default}:running", "tenants"),
+        *("{job}:log", "{job}:meta"),
+    ]
     assert sorted(await ttls(job_log)) == [f"{prefix}:{name}" for prefix in ("dw", "other") for name in names]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 import pytest
-import yaml  # type: ignore[import-untyped] # its types are a package of their own
+import yaml
 from starlette.routing import Route
 
 from deltawire.api_keys import parse_api_keys

@@ -7,8 +7,9 @@ import pytest
 from deltawire.api_keys import SCOPES, new_api_key, parse_api_keys
 from deltawire.environment import ConfigurationError
 from deltawire.errors import WireError
+from deltawire.loopback import is_loopback
 from deltawire.tokens import new_claims, secret_key, sign
-from deltawire_relay.auth import LOCAL, RESULTS, Gate, Principal, bearer_token, is_loopback
+from deltawire_relay.auth import LOCAL, RESULTS, Gate, Principal, bearer_token
 from deltawire_relay.origins import check_origin
 from deltawire_relay.revoked import Revocation, Revoked
 from deltawire_relay.verifier import TokenVerifier

@@ -1,11 +1,14 @@
 """Tracing is off unless it is wanted, and takes nothing from peers that it cannot pass on."""
 
+import json
 import sys
 
 import pytest
+from celery.app.task import Context
 
 from deltawire.tracing import OFF, open_tracing, read_traceparent
 from deltawire.tracing_otel import MAX_CHARACTERS, _sendable
+from deltawire_worker.task import _stored
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -73,3 +76,10 @@ def test_what_peers_say_fits_the_wire() -> None:
     """One value that does not would lose the batch of everybody's spans."""
     said = _sendable({"long": "x" * 1_000, "lone": "\ud800", "huge": 2**63, "fits": -(2**63), "is": True})
     assert said == {"long": "x" * MAX_CHARACTERS, "lone": "?", "fits": -(2**63), "is": True}
+
+
+def test_a_message_that_waits_for_its_turn_keeps_its_trace() -> None:
+    """What is sent in its place carries the same header."""
+    context = Context(id="job", traceparent=TRACEPARENT)
+    assert json.loads(_stored(context))["headers"] == {"traceparent": TRACEPARENT}
+    assert b"headers" not in _stored(Context(id="job", traceparent="x"))
