@@ -5,16 +5,16 @@ file that DELTAWIRE_UPSTREAMS_FILE names, as in EXAMPLE.
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.errors import WireError
+from deltawire.tables import read_tables
 
 EXAMPLE: Final = """\
 [upstreams.azure]
@@ -31,7 +31,6 @@ omit = ["service_tier"]                  # and these
 done_completes = true                    # its streams end in [DONE] without any finish_reason
 """
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HEADER: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.1
 _OURS: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection"})
 
@@ -106,8 +105,7 @@ class Upstreams:
 
 def read_upstreams(environment: Environment) -> Upstreams:
     """Those that are configured. Raises ConfigurationError that says what to change, and no secret."""
-    text = environment.secret("DELTAWIRE_UPSTREAMS")
-    if not text:
+    if not environment.secret("DELTAWIRE_UPSTREAMS"):
         if not environment.is_set("DELTAWIRE_UPSTREAM_BASE_URL"):
             raise ConfigurationError(
                 "DELTAWIRE_UPSTREAM_BASE_URL is not set: the gateway's address (https://…/v1); for several "
@@ -122,34 +120,13 @@ def read_upstreams(environment: Environment) -> Upstreams:
     where = environment.source("DELTAWIRE_UPSTREAMS")
     if environment.is_set("DELTAWIRE_UPSTREAM_BASE_URL"):
         raise ConfigurationError(f"{where} and DELTAWIRE_UPSTREAM_BASE_URL are both set; unset one of them")
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{where} is not TOML: {error}") from None
-    upstreams = tables.pop("upstreams", None)
-    if not isinstance(upstreams, dict) or not upstreams or tables:
-        raise ConfigurationError(f"{where} must hold tables [upstreams.NAME], and nothing else")
     return Upstreams(
-        _read(f"{where}: [upstreams.{name}]", name, table, environment) for name, table in upstreams.items()
+        _checked(each, upstream, environment)
+        for each, upstream in read_tables(environment, "DELTAWIRE_UPSTREAMS", "upstreams", Upstream)
     )
 
 
-def _read(where: str, name: str, table: Any, environment: Environment) -> Upstream:  # whatever TOML there is
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{where}: a name is 1 to 64 of A-Z a-z 0-9 . _ -")
-    if not isinstance(table, dict):
-        raise ConfigurationError(f"{where} must be a table")
-    known = set(Upstream.__struct_fields__) - {"name"}
-    if unknown := sorted(set(table) - known):
-        raise ConfigurationError(
-            f"{where}: there is no key {unknown[0]!r}; known are {', '.join(sorted(known))}"
-        )
-    if "base_url" not in table:
-        raise ConfigurationError(f"{where}: base_url is missing")
-    try:
-        upstream = msgspec.convert({**table, "name": name}, Upstream)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{where}: {error}") from None  # which names types, never values
+def _checked(where: str, upstream: Upstream, environment: Environment) -> Upstream:
     if problem := _problem(upstream):
         raise ConfigurationError(f"{where}: {problem}")
     key = _key(where, upstream, environment)

@@ -7,10 +7,8 @@ those of Standard Webhooks (https://www.standardwebhooks.com), version v1.
 import base64
 import hashlib
 import hmac
-import re
-import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,6 +16,7 @@ import msgspec
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.events import TERMINAL_STATUSES
 from deltawire.options import TENANT_RULE, is_tenant
+from deltawire.tables import read_tables
 
 EXAMPLE: Final = """\
 [webhooks.billing]
@@ -29,7 +28,6 @@ events = ["completed", "failed"]         # by default all four; the others are i
 PREFIX: Final = "whsec_"
 SECRET_BYTES: Final = range(24, 65)
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _NAME_OF: Final = "DELTAWIRE_WEBHOOKS"
 
@@ -70,38 +68,15 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def read_webhooks(environment: Environment) -> tuple[Webhook, ...]:
     """Those that are configured. Raises ConfigurationError that says what to change, and no secret."""
-    text = environment.secret(_NAME_OF)
-    if not text:
+    if not environment.secret(_NAME_OF):
         return ()
-    where = environment.source(_NAME_OF)
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{where} is not TOML: {error}") from None
-    webhooks = tables.pop("webhooks", None)
-    if not isinstance(webhooks, dict) or not webhooks or tables:
-        raise ConfigurationError(f"{where} must hold tables [webhooks.NAME], and nothing else")
     return tuple(
-        _read(f"{where}: [webhooks.{name}]", name, table, environment) for name, table in webhooks.items()
+        _checked(where, webhook, environment)
+        for where, webhook in read_tables(environment, _NAME_OF, "webhooks", Webhook)
     )
 
 
-def _read(where: str, name: str, table: Any, environment: Environment) -> Webhook:  # whatever TOML there is
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{where}: a name is 1 to 64 of A-Z a-z 0-9 . _ -")
-    if not isinstance(table, dict):
-        raise ConfigurationError(f"{where} must be a table")
-    known = set(Webhook.__struct_fields__) - {"name"}
-    if unknown := sorted(set(table) - known):
-        raise ConfigurationError(
-            f"{where}: there is no key {unknown[0]!r}; known are {', '.join(sorted(known))}"
-        )
-    if "url" not in table:
-        raise ConfigurationError(f"{where}: url is missing")
-    try:
-        webhook = msgspec.convert({**table, "name": name}, Webhook)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{where}: {error}") from None  # which names types, never values
+def _checked(where: str, webhook: Webhook, environment: Environment) -> Webhook:
     webhook = msgspec.structs.replace(webhook, secret=_secret(where, webhook, environment))
     if problem := _problem(webhook):
         raise ConfigurationError(f"{where}: {problem}")
