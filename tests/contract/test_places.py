@@ -163,6 +163,7 @@ async def test_a_turn_of_a_job_without_a_record_is_nobodys(
 ) -> None:
     """Its record may be on its way; if it stays away, the next one is called."""
     monkeypatch.setattr("deltawire.places.SENDING_S", 0.01)
+    monkeypatch.setattr("deltawire.turns.NO_RECORD_S", 1e9)
     await flood(job_log, 4)
     await job_log.executor.execute("DEL", "dw:{j2}:meta")
     await turns.go_on("acme", left=["j0"])
