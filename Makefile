@@ -22,14 +22,14 @@ lock: setup
 
 # A gateway that others wrote, for one end-to-end test; large, so it is asked for by name.
 litellm: setup .venv-litellm/.installed
-.venv-litellm/.installed: requirements/litellm.txt
+.venv-litellm/.installed: requirements/litellm.txt | .venv/.installed
 	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-litellm
 	$(BIN)/uv pip install -q --compile-bytecode --python .venv-litellm/bin/python --require-hashes -r requirements/litellm.txt
 	touch $@
 
 # OpenAI's Node SDK, for the programs in examples/openai and their tests; Node itself is in .venv.
 node: setup examples/openai/node_modules/.installed
-examples/openai/node_modules/.installed: examples/openai/package-lock.json
+examples/openai/node_modules/.installed: examples/openai/package-lock.json | .venv/.installed
 	cd examples/openai && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
 	touch $@
 
@@ -67,12 +67,12 @@ bench: setup .venv-bench/.installed
 bench-peers: setup .venv-bench/.installed .venv-litellm/.installed benchmarks/relays/node/node_modules/.installed
 	$(BIN)/python -m benchmarks --peers
 
-.venv-bench/.installed: requirements/bench.txt
+.venv-bench/.installed: requirements/bench.txt | .venv/.installed
 	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-bench
 	$(BIN)/uv pip install -q --compile-bytecode --python .venv-bench/bin/python --require-hashes -r requirements/bench.txt
 	touch $@
 
-benchmarks/relays/node/node_modules/.installed: benchmarks/relays/node/package-lock.json
+benchmarks/relays/node/node_modules/.installed: benchmarks/relays/node/package-lock.json | .venv/.installed
 	cd benchmarks/relays/node && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
 	touch $@
 
