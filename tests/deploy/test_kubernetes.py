@@ -182,6 +182,8 @@ def test_everything_that_selects_pods_finds_some(manifests: list[Manifest], way:
             for endpoint in each["spec"].get("podMetricsEndpoints", []):
                 assert endpoint["port"] in _ports(pod)
                 assert endpoint["authorization"]["credentials"] == {"name": "deltawire", "key": "metrics_key"}
+                # The alerts go by this name, and the operator's own would be NAMESPACE/relay.
+                assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": f"deltawire-{name}"}]
             for rule in each["spec"].get("ingress", []):
                 assert {port["port"] for port in rule["ports"]} <= {*_ports(pod)}
     for autoscaler in _of(manifests, "HorizontalPodAutoscaler").values():
