@@ -91,10 +91,19 @@ def test_the_doctor_without_anything() -> None:
     code, output = run(environment, "doctor")
     assert code == 1
     assert "error    relay configuration: DELTAWIRE_PORT must be an integer" in output
-    assert "error    worker configuration: DELTAWIRE_UPSTREAM_BASE_URL is not set" in output
+    assert "warning  worker configuration: no upstream is set here" in output
     assert "error    redis: cannot connect" in output
     assert "Traceback" not in output
     assert PASSWORD not in output
+
+
+def test_the_doctor_where_a_relay_runs(system: System) -> None:
+    """A relay's settings name no upstream, and need not: workers have theirs."""
+    environment = of(system)
+    del environment["DELTAWIRE_UPSTREAM_BASE_URL"]
+    code, output = run(environment, "doctor", "--json")
+    assert code == 0, output
+    assert by_subject(output)["worker configuration"]["level"] == "warning"
 
 
 def test_top_and_jobs(system: System) -> None:

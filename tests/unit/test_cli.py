@@ -132,6 +132,7 @@ def test_a_refusal_is_said_with_its_code() -> None:
     result = runner.invoke(commands.app, ["submit", "x"])
     assert result.exit_code == 1
     assert "send an API key (missing_credentials)" in result.stderr
+    assert "DELTAWIRE_API_KEY" in result.stderr
 
 
 def test_cancel_says_what_it_met() -> None:

@@ -287,6 +287,8 @@ def _run(coroutine: Coroutine[Any, Any, int]) -> None:
         code = asyncio.run(coroutine)
     except JobUnavailableError as error:
         _err.print(f"[red]{_said(error.error) or error}[/]")
+        if error.error and error.error.code == "missing_credentials":
+            _err.print(f"[dim]this command takes a key from {API_KEY.name}[/]")
         code = 1
     except KeyboardInterrupt:
         code = 130

@@ -54,7 +54,7 @@ async def examine(*, asks_upstream: bool, relay_url: str) -> list[Finding]:
     environment = Environment()
     looks: list[Awaitable[list[Finding]]] = [
         _service("relay", asks_upstream=False),
-        _service("worker", asks_upstream=asks_upstream),
+        _worker(environment, asks_upstream=asks_upstream),
     ]
     try:
         settings = read_settings(ServiceSettings, environment)
@@ -77,6 +77,15 @@ async def _in_time(subject: str, look: Awaitable[list[Finding]]) -> list[Finding
             return await look
     except TimeoutError:
         return [Finding("error", subject, f"no answer within {LOOK_TIMEOUT_S:.0f} s")]
+
+
+async def _worker(environment: Environment, *, asks_upstream: bool) -> list[Finding]:
+    """Where a relay runs no upstream is set, and nothing is wrong with that."""
+    if environment.is_set("DELTAWIRE_UPSTREAM_BASE_URL") or environment.is_set("DELTAWIRE_UPSTREAMS"):
+        return await _service("worker", asks_upstream=asks_upstream)
+    message = "no upstream is set here, so a worker's settings were not looked at"
+    change = "run the doctor with a worker's settings, too; what one needs is DELTAWIRE_UPSTREAM_BASE_URL"
+    return [Finding("warning", "worker configuration", message, change)]
 
 
 async def _service(name: str, *, asks_upstream: bool) -> list[Finding]:
