@@ -170,7 +170,7 @@ def _wanted(request: Request) -> Wanted:
     """The page that a query asks for. Raises WireError."""
     query = request.query_params
     limit, status, order = query.get("limit", "20"), query.get("status") or None, query.get("order", "desc")
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= MAX_LIMIT:
+    if not limit.isascii() or not limit.isdigit() or len(limit) > 3 or not 1 <= int(limit) <= MAX_LIMIT:
         raise WireError("invalid_request", f"limit must be 1 to {MAX_LIMIT}", param="limit")
     if status is not None and status not in STATUSES:
         raise WireError("invalid_request", f"status must be one of {', '.join(STATUSES)}", param="status")

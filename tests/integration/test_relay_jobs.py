@@ -90,6 +90,8 @@ async def test_a_list_comes_in_pages(acme: httpx.AsyncClient, jobs: Producer) ->
         ("limit=0", "limit"),
         ("limit=101", "limit"),
         ("limit=x", "limit"),
+        ("limit=0000000010000", "limit"),
+        pytest.param("limit=" + 8 * "0" + 5_000 * "1", "limit", id="limit=0…1…"),
         ("status=done", "status"),
         ("order=up", "order"),
         ("after=nobody", "after"),
