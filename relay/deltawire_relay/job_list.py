@@ -95,18 +95,22 @@ class JobList:
     ) -> AsyncGenerator[tuple[str, Record]]:
         places, descending = self._log.places, wanted.descending
         count = wanted.limit + 2 if wanted.status is None else LOOKED_AT
-        seen: set[str] = set()  # whoever adds jobs at the front moves the others
+        seen: set[str] = set()
         gone: list[str] = []
-        bound = None if position is None else position[0]
+        bound, offset = None if position is None else position[0], 0
         try:
-            while ids := await places.listed(tenant, bound, count, descending=descending, offset=len(seen)):
+            while ids := await places.listed(tenant, bound, count, descending=descending, offset=offset):
                 new = [job_id for job_id in ids if job_id not in seen]
                 seen.update(new)
+                offset += len(ids)
                 records = await asyncio.gather(*map(self._log.summary, new))
                 for job_id, record in zip(new, records, strict=True):
                     if record is None:
                         gone.append(job_id)
-                    elif not _is_before(position, (record.created_at, job_id), descending):
+                        continue
+                    # Not counted from the front, where others add jobs meanwhile.
+                    bound, offset = record.created_at, 0
+                    if not _is_before(position, (bound, job_id), descending):
                         yield job_id, record
                 if len(ids) < count:
                     break

@@ -1,6 +1,9 @@
 """Jobs listed, deleted and refused over HTTP, on a real relay and Redis (PROTOCOL §1.4, §5.8, §5.9)."""
 
+import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -8,7 +11,8 @@ import redis.asyncio
 
 from deltawire.queue import QUEUE, SEPARATOR
 from deltawire.redis_server import RedisServer
-from tests.support.producer import REQUEST, Producer
+from deltawire_relay.job_list import LOOKED_AT, MAX_LIMIT, JobList, Wanted
+from tests.support.producer import REQUEST, WAIT_S, Producer
 from tests.support.readers import http_client, websocket
 from tests.support.relay_process import Keyring, RelayProcess
 
@@ -109,6 +113,35 @@ async def test_another_tenants_job_is_no_place_to_go_on(acme: httpx.AsyncClient,
     answer = await acme.get(f"/v1/jobs?after={theirs.job_id}")
     unknown = await acme.get("/v1/jobs?after=nobody")
     assert (answer.status_code, answer.json()) == (unknown.status_code, unknown.json())
+
+
+@pytest.mark.parametrize("status", ["queued", "failed"])
+async def test_jobs_that_come_while_a_list_is_read(
+    jobs: Producer, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """They move all others on by as many as are read at a time; those are found all the same, each once."""
+    for _ in range(2 * LOOKED_AT):
+        await jobs.queued(tenant="acme")
+    listed = jobs.log.places.listed
+    expected = await listed("acme", None, 2 * LOOKED_AT, descending=True)
+    reads = itertools.count()
+
+    async def read(*args: Any, **options: Any) -> list[str]:
+        ids = await listed(*args, **options)
+        for _ in range(LOOKED_AT if next(reads) == 0 else 0):
+            await jobs.queued(tenant="acme")
+        return ids
+
+    monkeypatch.setattr(jobs.log.places, "listed", read)
+    found: list[str] = []
+    async with asyncio.timeout(WAIT_S):
+        after, has_more = None, True
+        while has_more:
+            wanted = Wanted(limit=MAX_LIMIT, status=status, after=after)
+            page = await JobList(jobs.log).page("acme", wanted)
+            found += [job_id for job_id, _ in page.jobs]
+            after, has_more = page.last_id, page.has_more
+    assert found == (expected if status == "queued" else [])
 
 
 async def test_lists_and_deletions_need_their_scopes(relay: RelayProcess, jobs: Producer) -> None:
