@@ -171,7 +171,8 @@ class Subscriber:
 
     def lose(self) -> None:
         """The log ends at or before the position, and with another event: go on from a snapshot."""
-        if self.is_open and self._reading is None and self.position >= self.hub.tail.top:
+        is_due = self.is_open and self._reading is None and self.position >= self.hub.tail.top
+        if is_due and self.is_allowed:
             self._read(self._jump)
 
     def pump(self) -> None:

@@ -495,6 +495,22 @@ def test_a_job_that_ends_at_or_below_what_its_readers_have_ends_for_them(top: in
     check()
 
 
+@virtual_time
+async def test_another_tenants_reader_gets_nothing_of_a_log_that_lost_its_end() -> None:
+    """No snapshot, which those who may read it get: to it there is no such job, before and after."""
+    redis = FakeRedis(tenant="acme")
+    started(redis, 5)
+    hubs = hubs_of(redis)
+    stranger = await attach(hubs, tenant="umbrella", position=9)
+    reader = await attach(hubs, tenant="acme", position=5)
+    await asyncio.sleep(SETTLE_S)
+    redis.lines = redis.lines[:4]
+    await asyncio.sleep(VERDICT_S)
+    expect_jump(reader, redis, at_least=4)
+    assert [type(message) for message in stranger.sink.messages] == [Subscribed]
+    assert (stranger.sink.lines, stranger.sink.error) == ([], None)
+
+
 @pytest.mark.parametrize("position", [0, 5])
 def test_a_reader_of_an_ended_job_whose_log_is_gone_is_told(position: int) -> None:
     """An end without a terminal event is none."""
