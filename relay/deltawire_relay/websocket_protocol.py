@@ -38,6 +38,24 @@ class _BrokenMessageError(Exception):
         self.code = code
 
 
+class _Begun:
+    """The fragments of a message, in one: thousands of them weigh no more than their bytes."""
+
+    __slots__ = ("data", "fragments", "opcode")
+
+    def __init__(self, opcode: Opcode) -> None:
+        self.opcode = opcode
+        self.data = bytearray()
+        self.fragments = 0
+
+    def add(self, data: bytes | bytearray | memoryview) -> None:
+        """Raises _BrokenMessageError."""
+        self.data += data
+        self.fragments += 1
+        if self.fragments > MAX_FRAGMENTS:
+            raise _BrokenMessageError(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+
+
 class Spare:
     """The library's protocol for whoever reads next, all with the same bound for messages."""
 
@@ -61,7 +79,7 @@ class WebSocketProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_pieces",
+        "_begun",
         "_protocol",
         "_spare",
         "_stall",
@@ -78,7 +96,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._spare = spare
         self._state = State.CONNECTING
         self._protocol: Protocol | None = None
-        self._pieces: list[Frame] | None = None  # of a message that is not whole
+        self._begun: _Begun | None = None  # a message that is not whole
         self._timer: asyncio.TimerHandle | None = None
         self._stall: StallWatch | None = None
 
@@ -187,20 +205,20 @@ class WebSocketProtocol(asyncio.Protocol):
         if frame.opcode not in _DATA:
             self.heard()
             return
-        pieces = self._pieces = self._pieces or []
-        pieces.append(frame)
-        if len(pieces) > MAX_FRAGMENTS:
-            raise _BrokenMessageError(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-        if not frame.fin:
-            return
-        self._pieces = None
+        opcode, data = frame.opcode, frame.data
+        if self._begun is not None or not frame.fin:
+            begun = self._begun = self._begun or _Begun(opcode)
+            begun.add(data)
+            if not frame.fin:
+                return
+            self._begun = None
+            opcode, data = begun.opcode, bytes(begun.data)
         self.heard()
-        data = b"".join([piece.data for piece in pieces])
-        if pieces[0].opcode is Opcode.BINARY:
-            self.received(data)
+        if opcode is Opcode.BINARY:
+            self.received(bytes(data))
             return
         try:
-            text = data.decode()
+            text = bytes(data).decode()
         except UnicodeDecodeError as error:
             raise _BrokenMessageError(
                 CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}"

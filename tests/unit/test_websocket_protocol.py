@@ -1,6 +1,7 @@
 """Connections that share the library's protocols are, each, what the library would be (RFC 6455)."""
 
 import asyncio
+import tracemalloc
 from typing import Final
 
 import pytest
@@ -115,6 +116,22 @@ async def test_in_the_middle_of_a_message_nothing_is_shared(begun: bytes) -> Non
     other.data_received(masked(Opcode.TEXT, b"theirs"))
     assert other.messages == ["theirs"]
     assert other._protocol is None
+
+
+async def test_a_message_in_thousands_of_fragments_weighs_no_more_than_its_bytes() -> None:
+    """Else one stranger's few bytes, on as many connections as it may have, would fill the memory."""
+    peer, _ = connect()
+    fragment = masked(Opcode.CONT, b"x", fin=False)
+    peer.data_received(masked(Opcode.TEXT, b"x", fin=False))
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(MAX_FRAGMENTS - 1):
+            peer.data_received(fragment)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 10 * MAX_FRAGMENTS
 
 
 REFUSED: Final = {
