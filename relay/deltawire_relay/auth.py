@@ -143,9 +143,13 @@ class Gate:
         principal, fault = _bearer(self._verifier.verify(token, self._now()), is_ticket)
         if fault is not None:
             raise WireError("invalid_credentials", fault)
+        self.check_revoked(principal)
+        return principal
+
+    def check_revoked(self, principal: Principal) -> None:
+        """Again, for one that was let in and has had to be waited for. Raises WireError `token_revoked`."""
         if principal in self._revoked:
             raise WireError("token_revoked", "this token was revoked")
-        return principal
 
     def check_host(self, host: str | None) -> None:
         """Without a secret, only a loopback name will do, so that a page that rebinds its name gets nothing.

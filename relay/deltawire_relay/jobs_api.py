@@ -76,6 +76,7 @@ class JobsApi:
     async def create_job(self, request: Request) -> Response:
         principal = await self._principal(request)
         body = await json_object(request)
+        self._gate.check_revoked(principal)
         traceparent = read_traceparent(request.headers.get("traceparent"))
         job_id, status = await self._jobs.create(body, principal, idempotency_key(request), traceparent)
         base = f"{self._settings.public_url}/v1/jobs/{job_id}"
@@ -110,6 +111,7 @@ class JobsApi:
     async def cancel_job(self, request: Request) -> Response:
         principal = await self._principal(request)
         body = await json_object(request, may_be_empty=True)
+        self._gate.check_revoked(principal)
         reason = body.get("reason", "client")
         if not isinstance(reason, str) or len(reason) > MAX_KEY_CHARACTERS:
             raise WireError(

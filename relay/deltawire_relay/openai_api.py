@@ -70,7 +70,9 @@ class OpenAIApi:
         principal = await self._gate.admit(bearer_token(request.headers.get("authorization")))
         principal.require("submit")
         principal.require("read")
-        asked = read_chat_request(await json_object(request), self._defaults)
+        body = await json_object(request)
+        self._gate.check_revoked(principal)
+        asked = read_chat_request(body, self._defaults)
         if self._is_draining:
             raise _shutting_down()
         job_id = self._jobs.new_id(principal, idempotency_key(request))

@@ -380,6 +380,26 @@ async def test_revoked_while_a_completion_streams(relay: RelayProcess, jobs: Pro
     assert not any("[DONE]" in line for line in rest)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/jobs", "/v1/jobs/j1/cancel"])
+async def test_revoked_while_a_body_is_on_its_way(relay: RelayProcess, path: str) -> None:
+    """Whoever was let in before that does nothing after it: the body may take half a minute."""
+    text = token("*", cap=["submit", "read", "cancel"], subject="user-7")
+    is_read = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await is_read.wait()
+        yield b"}"
+
+    headers = {"Content-Type": "application/json", **bearer(text)}
+    async with http_client(base_url=relay.url) as client:
+        asking = asyncio.create_task(client.post(path, headers=headers, content=body()))
+        await asyncio.sleep(0.2)  # until it is let in; were it too soon, it would be refused all the same
+        await ask(relay, "POST", REVOKE, KEYS["acme"], json={"token": text})
+        is_read.set()
+        assert code(await asking) == (401, "token_revoked")
+
+
 async def test_revocations_that_are_refused(relay: RelayProcess) -> None:
     """One tenant revokes nothing of another's, and what is no token is said to be none."""
     path = REVOKE
