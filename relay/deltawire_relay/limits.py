@@ -22,6 +22,7 @@ Transport = Literal["websocket", "sse"]
 
 HANDSHAKE_BURST_S: Final = 2
 HANDSHAKE_SHARES: Final = 10
+MIN_SHAKERS: Final = 1_024
 MESSAGE_BURST: Final = 1_000
 MIN_HEADROOM: Final = 16
 FULL_RETRY_AFTER_S: Final = 5.0
@@ -74,7 +75,7 @@ class Address:
     There is one of each while it has anything; connections share it.
     """
 
-    __slots__ = ("handshakes_full_at", "is_exempt", "is_trusted", "key", "places", "sockets")
+    __slots__ = ("is_exempt", "is_trusted", "key", "places", "sockets")
 
     def __init__(self, key: bytes, *, is_exempt: bool, is_trusted: bool) -> None:
         self.key = key
@@ -82,7 +83,6 @@ class Address:
         self.is_trusted = is_trusted  # what it says of its clients counts
         self.sockets = 0
         self.places = 0
-        self.handshakes_full_at = 0.0  # see Rate
 
 
 class Place:
@@ -141,6 +141,8 @@ class Limits:
         self._handshakes = _handshakes(bounds.handshakes_per_s)
         self._handshakes_of_one = _handshakes(bounds.handshakes_per_s / HANDSHAKE_SHARES)
         self._handshakes_full_at = 0.0
+        self._shakers: dict[bytes, float] = {}  # see Rate; also of addresses that have nothing any more
+        self._most_shakers = MIN_SHAKERS
         self._addresses: dict[bytes, Address] = {}
         self._subjects: dict[Hashable, int] = {}
         self._uncounted = uncounted
@@ -182,10 +184,11 @@ class Limits:
             raise self._full()
         address = self._client(peer, forwarded_for)
         if not address.is_exempt:  # or one stranger, who comes and goes, would have them all
-            full_at = self._handshakes_of_one.take(address.handshakes_full_at, now)
+            of_one = self._shakers.get(address.key, 0.0)
+            full_at = self._handshakes_of_one.take(of_one, now)
             if full_at is None:
-                raise self._too_fast(self._handshakes_of_one.wait_s(address.handshakes_full_at, now))
-            address.handshakes_full_at = full_at
+                raise self._too_fast(self._handshakes_of_one.wait_s(of_one, now))
+            self._note_shaker(address.key, full_at, now)
         full_at = self._handshakes.take(self._handshakes_full_at, now)
         if full_at is None:
             raise self._too_fast(self._handshakes.wait_s(self._handshakes_full_at, now))
@@ -277,6 +280,12 @@ class Limits:
     @property
     def _per_ip(self) -> float:
         return self.bounds.max_connections_per_ip or math.inf
+
+    def _note_shaker(self, key: bytes, full_at: float, now: float) -> None:
+        if len(self._shakers) >= self._most_shakers:  # nearly all of them have full buckets again
+            self._shakers = {key: full_at for key, full_at in self._shakers.items() if full_at > now}
+            self._most_shakers = max(MIN_SHAKERS, 2 * len(self._shakers))
+        self._shakers[key] = full_at
 
     def _is_trusted(self, ip: IPAddress) -> bool:
         return any(ip in network for network in self.bounds.trusted_proxies)

@@ -4,6 +4,7 @@ import ipaddress
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from deltawire_relay.limits import (
     LIMITS,
     MAX_HOPS,
     MIN_HEADROOM,
+    MIN_SHAKERS,
     Address,
     Bounds,
     Limits,
@@ -288,6 +290,29 @@ def test_one_address_has_a_tenth_of_the_handshakes(through: str) -> None:
     for _ in range(19):
         made.shake_hands(other, [STRANGER], 100.0)
     made.shake_hands(peer, word, 100.11)
+
+
+@pytest.mark.parametrize("through", ["itself", "a proxy"])
+def test_one_that_leaves_each_time_has_no_more_handshakes(through: str) -> None:
+    """It has nothing while it is away, or never has, as its handshakes are no WebSockets' of ours."""
+    made = limits(handshakes_per_s=100, trusted_proxies=TRUSTED)
+    proxy = made.arrive(PROXY)
+    for number in range(30):
+        peer, word = (made.arrive(STRANGER), []) if through == "itself" else (proxy, [STRANGER])
+        if number < 20:
+            made.shake_hands(peer, word, 100.0)
+        else:
+            refused(partial(made.shake_hands, peer, word, 100.0))
+        if peer is not proxy:
+            made.depart(peer)
+    made.shake_hands(proxy, [OTHER], 100.0)
+    made.depart(proxy)
+    for number in range(20_000):
+        peer = made.arrive(f"2001:db8:{number:x}::1")
+        made.shake_hands(peer, (), 1_000.0 + number)
+        made.depart(peer)
+    assert not made._addresses
+    assert len(made._shakers) <= MIN_SHAKERS
 
 
 @given(
