@@ -42,6 +42,9 @@ class ByteStream:
         return not (self._pending or self.is_sending or self.is_over)
 
     def write(self, data: bytes) -> None:
+        """Nothing comes after the end, whoever has not heard of it yet."""
+        if self.is_over:
+            return
         self._pending.append(data)
         self._wake.set()
 
@@ -94,9 +97,8 @@ class EventStream(ByteStream):
 
     def put_out(self, error: WireError) -> None:
         """The credential is good no more."""
-        if not self.is_over:
-            self.write_message(ErrorMessage(error=error.error))
-            self.end()
+        self.write_message(ErrorMessage(error=error.error))
+        self.end()
 
     def refused(self, subscriber: Subscriber, error: WireError) -> None:
         self.write_message(ErrorMessage(error=error.error, job_id=subscriber.hub.job_id))
