@@ -51,6 +51,7 @@ class JobsApi:
         self._jobs = jobs
         self._health = health
         self._event_streams: set[EventStream] = set()
+        self._drains_within_s: float | None = None  # once it drains
 
     def routes(self) -> list[Route]:
         return [
@@ -136,6 +137,10 @@ class JobsApi:
         with ExitStack() as held:  # until the response has it
             held.callback(take_place(request, principal).release)
             stream = EventStream()
+            self._event_streams.add(stream)
+            held.callback(self._event_streams.discard, stream)
+            if self._drains_within_s is not None:
+                say_goodbye(stream, self._drains_within_s)
             stay = Stay(principal, stream.put_out)
             self._admissions.enter(stay)
             held.callback(self._admissions.leave, stay)
@@ -148,13 +153,12 @@ class JobsApi:
                 return Response(status_code=204)  # which is what stops an EventSource
             held.callback(subscriber.close)
             hub.subscribers.add(subscriber)
-            self._event_streams.add(stream)
-            held.callback(self._event_streams.discard, stream)
             await subscriber.open(mode=asked.mode)
             return EventStreamResponse(stream, subscriber, release=held.pop_all().close)
 
     async def drain(self, window_s: float) -> None:
-        """Says goodbye to the event streams, which come back later."""
+        """Says goodbye to the event streams, which come back later; also to those that begin from now on."""
+        self._drains_within_s = window_s
         for stream in tuple(self._event_streams):
             say_goodbye(stream, window_s)
 

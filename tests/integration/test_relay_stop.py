@@ -3,6 +3,7 @@
 import asyncio
 
 from deltawire.redis_server import RedisServer
+from tests.support.producer import Producer
 from tests.support.relay_process import RelayProcess
 
 CLIENTS = 20
@@ -31,3 +32,22 @@ async def test_who_keeps_a_connection_is_told_before_it_closes(redis_server: Red
         await asyncio.sleep(0.2)
         relay.terminate()
         assert await asyncio.gather(*asking) == [True] * CLIENTS
+
+
+async def test_an_event_stream_that_begins_in_a_stop_is_told_too(
+    redis_server: RedisServer, jobs: Producer
+) -> None:
+    """It comes over a connection that a proxy keeps, and does not hold up the end."""
+    job = await jobs.running("a")
+    with RelayProcess(redis_server.url) as relay:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        await asyncio.sleep(0.1)  # until it is taken
+        relay.terminate()
+        await asyncio.sleep(0.3)  # into the second that those have who keep one
+        writer.write(f"GET /v1/jobs/{job.job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        assert b'"goodbye"' in answer
+        assert answer.endswith(b"0\r\n\r\n")
+        assert relay.wait() == 0
+        assert "Traceback" not in relay.log
