@@ -380,8 +380,18 @@ class JobLog:
         if code in {"OK", "CANCELLING"}:
             await self.tell_end(job_id, record, line)
         if code in {"OK", "CANCELLING", "ENDED"}:
-            await asyncio.gather(self.places.left(record.tenant, (job_id,)), self.index.left_hold((job_id,)))
+            await self._wait_no_more(record.tenant, job_id)
         return code
+
+    async def _wait_no_more(self, tenant: str, job_id: str) -> None:
+        """Takes a job that has ended from all sets in which it may be: sweepers would do so much later."""
+        job_ids = (job_id,)
+        await asyncio.gather(
+            self.places.left(tenant, job_ids),
+            self.index.left_hold(job_ids),
+            self.index.left_queue(job_ids),
+            self.index.left_parking(job_ids),
+        )
 
     async def tell_end(self, job_id: str, record: Record, line: bytes) -> None:
         """Has webhooks told of a job's end, which was written: `line` is its terminal event."""
@@ -418,7 +428,7 @@ class JobLog:
             if reply[0] == b"ERASED":
                 if event:
                     await self.tell_end(job_id, record, event)
-                await self.places.left(record.tenant, (job_id,))
+                await self._wait_no_more(record.tenant, job_id)
                 await self.places.unlist(record.tenant, (job_id,))
                 return True
         return False

@@ -246,6 +246,30 @@ async def test_a_deleted_job_is_gone_and_stays_gone(job_log: OpenedLog) -> None:
     assert (late.code, late.status) == ("ENDED", "cancelled")
 
 
+@pytest.mark.parametrize("is_erased", [False, True], ids=["cancelled", "erased"])
+async def test_a_job_that_ends_in_the_queue_is_not_counted_any_more(
+    job_log: OpenedLog, is_erased: bool
+) -> None:
+    """A sweeper looks at the first hundred for lost messages: those that wait no more would hide others."""
+    await flood(job_log, 3)
+    assert await job_log.index.counts() == (2, 1, 0, 0)
+    for n in range(3):
+        await job_log.cancel(f"j{n}", reason="client")
+        if is_erased:
+            assert await job_log.erase(f"j{n}", "deleted")
+    assert await job_log.index.counts() == (0, 0, 0, 0)
+
+
+async def test_a_parked_job_that_is_erased_leaves_nothing(job_log: OpenedLog) -> None:
+    """Though its cancel did not get through."""
+    await submit(job_log, "j0")
+    claim = await job_log.claim("j0", owner="w1", lease_s=60)
+    assert claim.record is not None
+    await job_log.park("j0", owner="w1", record=claim.record, top=1, delay_s=60)
+    assert await job_log.erase("j0", "deleted")
+    assert await job_log.index.counts() == (0, 0, 0, 0)
+
+
 async def test_a_job_whose_worker_does_not_answer_is_erased_all_the_same(job_log: OpenedLog) -> None:
     """Its readers get a terminal event, and the worker is refused when it wakes."""
     await submit(job_log, "j0")
