@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
@@ -40,6 +41,9 @@ class Webhooks:
         self._by_name = {webhook.name: webhook for webhook in webhooks}
         self._log = log
         self._notices = notices
+        self._under_way = Counter[str]()
+        """What is being dealt with, by webhook; looks at jobs by no name."""
+        self._share = MAX_UNDER_WAY // (len(self._by_name) + 1)
         self._results = dict.fromkeys(_RESULTS, 0)
         self._waiting = 0
 
@@ -64,22 +68,23 @@ class Webhooks:
         # It follows no redirect and keeps no cookie: an answer must not send us anywhere.
         async with (
             httpx.AsyncClient(
-                timeout=TIMEOUT_S, follow_redirects=False, headers={"User-Agent": "deltawire"}
+                timeout=TIMEOUT_S,
+                follow_redirects=False,
+                headers={"User-Agent": "deltawire"},
+                limits=httpx.Limits(max_connections=None),  # `_share` bounds them, for each webhook
             ) as client,
             asyncio.TaskGroup() as calls,
         ):  # a webhook that is slow holds up nobody else
-            under_way: set[asyncio.Task[None]] = set()
             while True:
                 due: list[tuple[str, str]] = []
                 try:
-                    if len(under_way) < MAX_UNDER_WAY:
-                        self._waiting, due = await self._notices.due()
+                    self._waiting, due = await self._notices.due()
                 except RedisUnavailableError as error:
                     _log.warning("cannot look after webhooks: %s", error)
                 for job_id, name in due:
-                    call = calls.create_task(self._deal_with(client, job_id, name))
-                    under_way.add(call)
-                    call.add_done_callback(under_way.discard)
+                    if self._under_way[name] < self._share:  # else it is due again after LEASE_S
+                        self._under_way[name] += 1
+                        calls.create_task(self._deal_with(client, job_id, name))
                 if len(due) < BATCH:  # else there is more
                     await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
@@ -93,6 +98,8 @@ class Webhooks:
             _log.warning("cannot look after a webhook: %s", error, extra={"job_id": job_id})
         except Exception:  # noqa: BLE001 - the outer edge: one job's must not keep others from being told
             _log.exception("cannot look after a webhook", extra={"job_id": job_id})
+        finally:
+            self._under_way[name] -= 1
 
     async def _find_end(self, job_id: str) -> None:
         """Looks whether the job has ended, and addresses its end to those who want it."""
