@@ -62,6 +62,7 @@ def test_a_secret_in_a_file(tmp_path: Path) -> None:
         (table(url='"http://a.example/hook"'), "must be https"),
         (table(url='"file:///etc/passwd"'), "must be a URL"),
         (table(url='"https://"'), "must be a URL"),
+        (table(url='"https://ä..ö/hook"'), "must be a URL"),
         (table(url='"https://user:pass@a.example"'), "credentials"),
         (table(events='["done"]'), "no 'done'"),
         (table(tenants='["a b"]'), "tenants"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import httpx
 import msgspec
 
 from deltawire.environment import ConfigurationError, Environment
@@ -105,7 +106,8 @@ def _problem(webhook: Webhook) -> str:
     try:
         parts = urlsplit(webhook.url)
         host, is_right = parts.hostname or "", (parts.port or 1) > 0
-    except ValueError:
+        httpx.URL(webhook.url)  # who calls it knows some rules more, for names above all
+    except (ValueError, httpx.InvalidURL):
         host, is_right = "", False
     if not is_right or not host or parts.scheme not in {"http", "https"} or not webhook.url.isprintable():
         return "url must be a URL (https://…)"
