@@ -19,6 +19,7 @@ from deltawire.metrics import new_registry
 from deltawire.options import Options
 from deltawire.redis_connection import Reply
 from deltawire.sweeper import LOST_MESSAGE_INTERVAL_S, PARKED_SLACK_S, RESEND_PAUSE_S, SLOW_S, Sweeper
+from deltawire.tenants import TenantLimits
 from deltawire_worker.lease import Presence
 from deltawire_worker.run import Run
 from tests.support import sample_events as sample
@@ -368,6 +369,37 @@ async def test_a_lost_server_of_a_cluster_keeps_nobody_from_the_others(w: World)
     assert await w.status("there") == "in_progress"
     await w.sweep_twice()
     assert await w.status("there") == "failed"
+
+
+@in_a_world
+async def test_a_tenant_whose_server_is_lost_keeps_nobody_from_the_others(w: World) -> None:
+    """The jobs of other tenants are called, and what comes behind turns in a sweep is done."""
+    w.log.places._limits = TenantLimits(max_running=1)
+    for tenant in ("here", "there"):
+        for job_id in ("first", "second"):
+            await w.queued(f"{tenant}-{job_id}", tenant=tenant)
+        await w.log.places.left(tenant, [f"{tenant}-first"])
+    w.log.keys = msgspec.structs.replace(w.log.keys, publish="SPUBLISH")
+    w.executor.unreachable = "{there}"
+    await w.sweeper.sweep()
+    assert w.queue.sent == ["here-second"]
+
+
+@in_a_world
+async def test_a_turn_of_a_record_that_cannot_be_read_is_the_next_ones(w: World) -> None:
+    """It neither keeps the only place for ever nor the sweeper from the rest."""
+    w.log.places._limits = TenantLimits(max_running=1)
+    for job_id in ("first", "poison", "next"):
+        await w.queued(job_id)
+    await w.client.hset("dw:{poison}:meta", "options", "{")
+    await w.log.places.left("default", ["first"])
+    logging.getLogger("deltawire.turns").disabled = True
+    try:
+        await w.sweeper.sweep()
+        await w.sweeper.sweep()
+    finally:
+        logging.getLogger("deltawire.turns").disabled = False
+    assert w.queue.sent == ["next"]
 
 
 @in_a_world
