@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar, cast
 
 from .keys import INDEX_TTL_S, Keys
-from .scripts import ADD, ONCE, OWNERS, WAIT, Scripts
+from .scripts import ADD, NOTE, ONCE, OWNERS, WAIT, Scripts
 
 T = TypeVar("T")
 
@@ -120,9 +120,7 @@ class Index:
 
     async def will_park(self, job_id: str, due: float) -> None:
         """`due`: the Unix time at which its message is to be sent. A repeat moves it."""
-        key = self._keys.parked
-        await self._redis.execute("ZADD", key, due, job_id)
-        await self._redis.execute("EXPIRE", key, INDEX_TTL_S)
+        await self._redis.run(NOTE, (self._keys.parked,), INDEX_TTL_S, due, "CH", job_id)
 
     async def due(self, now: float, count: int) -> list[str]:
         """Jobs that were due by then."""

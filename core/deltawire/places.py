@@ -5,16 +5,17 @@ records and no message, so that a flood never stands in the broker's queue befor
 of it is a hint (see Index): the record decides, and what is lost here is healed by sweepers.
 """
 
+import asyncio
 import time
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 
 from .errors import RedisRefusedError
 from .index import Index
 from .keys import ACTIVE_TTL_S, INDEX_TTL_S, PLACE_S, SENDING_S, Keys
 from .record import Record
-from .scripts import ADMIT, TURNS, Scripts
+from .scripts import ADMIT, NOTE, TURNS, Scripts
 from .tenants import TenantLimits
 
 Admission = Literal["ADMITTED", "WAITING", "FULL"]
@@ -98,12 +99,11 @@ class Places:
     async def sent(self, tenant: str, deadlines: dict[str, float]) -> None:
         """The messages of those jobs are sent: they wait for a worker, each until its deadline."""
         keys = self._keys.tenant(tenant)
-        scores: list[Any] = []
-        for job_id, deadline in deadlines.items():
-            scores += (round((deadline + PLACE_S) * 1000), job_id)
+        await self._redis.execute("ZREM", keys.waiting, *deadlines)  # first: else they are called again
+        until = {job_id: round((deadline + PLACE_S) * 1000) for job_id, deadline in deadlines.items()}
         # XX: one that has ended meanwhile has no place any more.
-        await self._redis.execute("ZADD", keys.running, "XX", *scores)
-        await self._redis.execute("ZREM", keys.waiting, *deadlines)
+        run, running = self._redis.run, (keys.running,)
+        await asyncio.gather(*(run(NOTE, running, INDEX_TTL_S, at, "XX", job) for job, at in until.items()))
 
     async def waits_since(self, tenant: str, job_id: str) -> float | None:
         """When a job that waits was created, or None."""

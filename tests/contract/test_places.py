@@ -14,7 +14,7 @@ from deltawire.job_counts import STATES, JobCounts, PlaceCounts
 from deltawire.options import Options
 from deltawire.tenants import Quota, TenantLimits
 from deltawire.turns import Turns
-from tests.support.job_logs import OpenedLog, listening, ttls
+from tests.support.job_logs import OpenedLog, listening, open_job_log, ttls
 
 NOW = time.time()
 RUNNING, WAITING, JOBS = (f"dw:tenant:{{acme}}:{name}" for name in ("running", "waiting", "jobs"))
@@ -203,6 +203,32 @@ async def test_a_bare_job_waits_at_its_claim(job_log: OpenedLog, turns: Turns, b
     assert again.code == "CLAIMED"
     assert again.record is not None
     assert await job_log.places.admit("bare", again.record, runs=True) == "ADMITTED"
+
+
+async def test_a_job_waits_and_is_called_at_maxmemory(redis_url: str) -> None:
+    """Else its attempt counts as lost; or its message is sent again and again, as if it were still to be."""
+    async with open_job_log("server", redis_url) as log:
+        log.places._limits = TenantLimits(max_running=1)
+        broker = Broker()
+        await flood(log, 1)
+        for job_id, is_held in (("held", True), ("parked", False)):
+            options = Options(tenant="acme" if is_held else "other")
+            claimed = await log.claim(job_id, owner="w1", lease_s=5, request=b"{}", options=options)
+            assert claimed.record is not None
+            await log.client.config_set("maxmemory", "1")
+            try:
+                if is_held:
+                    assert await log.places.admit(job_id, claimed.record, runs=True) == "WAITING"
+                delay_s = 0 if is_held else 60
+                parked = await log.park(job_id, owner="w1", record=claimed.record, top=0, delay_s=delay_s)
+                assert parked[0] == "PARKED"
+                await Turns(log, broker).go_on("acme", left=["j0"])
+            finally:
+                await log.client.config_set("maxmemory", "0")
+        assert broker.jobs == ["held"]
+        assert not await log.client.exists(WAITING, "dw:held")
+        assert await log.client.zscore(RUNNING, "held") > (NOW + 3600) * 1000
+        assert await log.client.zscore("dw:queued", "held")
 
 
 async def test_jobs_are_counted_for_prometheus(job_log: OpenedLog) -> None:
