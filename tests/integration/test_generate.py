@@ -1141,6 +1141,19 @@ async def test_a_claim_that_redis_refuses_is_tried_again(redis_url: str) -> None
             await bench.redis.config_set("maxmemory", 0)
 
 
+async def test_a_place_that_redis_cannot_give_costs_no_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tenant's server of a cluster may be away while the job's is there: the job runs."""
+
+    async def admit(*_: Any, **__: Any) -> str:
+        raise RedisUnavailableError("no answer in time")
+
+    monkeypatch.setattr(bench.log.places, "admit", admit)
+    assert await bench.run("job", request(deltas=3), {"max_attempts": 1}) == Outcome("completed")
+    await bench.ended("job")
+
+
 @pytest.mark.parametrize("lost", [["dw:{job}:log"], ["dw:{job}:log", "dw:{job}:meta"], ["*"]])
 async def test_a_log_that_redis_lost_is_written_again(bench: Bench, lost: list[str]) -> None:
     """From the worker's memory, with the record: whole, as if nothing had been lost (§4.1)."""

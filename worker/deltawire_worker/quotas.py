@@ -31,12 +31,16 @@ class Quotas:
         self._news = asyncio.Event()
 
     async def admit(self, run: Run) -> bool:
-        """Whether a run may go on; else its job waits for its turn. Raises RedisUnavailableError."""
-        run.has_place = (
-            run.attempt > 1  # one in the place of another, which had it
-            or run.record.is_admitted
-            or await self._places.admit(run.job_id, run.record, runs=True) == "ADMITTED"
-        )
+        """Whether a run may go on; else its job waits for its turn."""
+        # Of attempts that follow another one, that had it.
+        run.has_place = run.attempt > 1 or run.record.is_admitted
+        if not run.has_place:
+            try:
+                run.has_place = await self._places.admit(run.job_id, run.record, runs=True) == "ADMITTED"
+            except RedisUnavailableError as error:
+                # A quota is no reason to fail a job: it goes on, and has a place when Redis can be reached.
+                _log.warning("cannot ask for a place: %s", error, extra=run.log_fields)
+                run.has_place = True
         return run.has_place
 
     def left(self, run: Run) -> None:
