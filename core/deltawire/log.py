@@ -262,7 +262,8 @@ class JobLog:
         if delay_s:
             await self.index.will_queue(job_id, record.queue_deadline)
             await self.index.will_park(job_id, time.time() + delay_s)
-        else:
+        else:  # it waits for no worker, until it is called
+            await self.index.left_queue((job_id,))
             await self.index.will_hold(job_id, record.queue_deadline)
         keys = self.keys.job(job_id)
         ttl_s = max(record.queue_deadline - time.time(), delay_s) + ACTIVE_TTL_S

@@ -24,6 +24,7 @@ from deltawire.log_fold import LogFold, fold_pages
 from deltawire.options import Options
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer
+from deltawire.tenants import TenantLimits
 from deltawire.turns import Turns
 from deltawire_worker import generate as generate_module
 from deltawire_worker.abandonment import Abandonment
@@ -1152,6 +1153,22 @@ async def test_a_place_that_redis_cannot_give_costs_no_attempt(
     monkeypatch.setattr(bench.log.places, "admit", admit)
     assert await bench.run("job", request(deltas=3), {"max_attempts": 1}) == Outcome("completed")
     await bench.ended("job")
+
+
+async def test_a_job_that_is_called_at_once_is_known_to_wait(bench: Bench) -> None:
+    """Its worker, which has just put it back, does not take it for claimed: nobody would end it in time."""
+    bench.log.places._limits = TenantLimits(max_running=1)
+    await bench.submit("other", request())
+    for _ in range(2):  # the second time its message has come again, and its place is gone
+        assert (await bench.run("job", request())).is_held
+        assert not await bench.redis.zscore("dw:queued", "job")
+        await Turns(bench.log, NoQueue()).go_on("default", left=["other"])
+        keeping = asyncio.create_task(bench.presence.keep())
+        await until(lambda: not bench.presence._over)
+        keeping.cancel()
+        assert await bench.redis.zscore("dw:queued", "job")
+        await bench.log.places.left("default", ["job"])
+        await bench.log.places.turns("default", kept=["other"])
 
 
 @pytest.mark.parametrize("lost", [["dw:{job}:log"], ["dw:{job}:log", "dw:{job}:meta"], ["*"]])

@@ -309,8 +309,7 @@ class Generator:
         return await self._end(run, ending)
 
     async def _park(self, run: Run, ending: Park) -> Outcome:
-        if ending.delay_s:  # else it waits for its turn, and has no message
-            self._presence.queues(run.job_id)
+        self._presence.queues(run.job_id)
         parked = await park(run, ending.delay_s, log=self._log, owner=self._owner)
         return parked if isinstance(parked, Outcome) else await self._end(run, parked)
 
