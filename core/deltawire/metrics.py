@@ -6,6 +6,7 @@ label's values come from a set that is configured or fixed, never from a peer.
 """
 
 import asyncio
+import logging
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from . import __version__
+
+_log = logging.getLogger(__name__)
 
 LAG_INTERVAL_S: Final = 0.25
 
@@ -121,10 +124,19 @@ class Collects(Protocol):
 
 
 class _Only:
-    """A collector and nothing else: prometheus_client would call a method `describe`, whatever it is for."""
+    """A collector and nothing else: prometheus_client would call a method `describe`, whatever it is for.
+
+    One that fails tells nothing, and nobody is kept from the others.
+    """
 
     def __init__(self, collects: Collects) -> None:
-        self.collect = collects.collect
+        self._collects = collects
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            yield from self._collects.collect()
+        except Exception:  # noqa: BLE001 - else an operator is blind just when something is wrong
+            _log.exception("cannot tell the metrics of %s", type(self._collects).__name__)
 
 
 class Registry(CollectorRegistry):

@@ -1,8 +1,9 @@
 """What is counted comes out as Prometheus reads it."""
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deltawire.metrics import Histogram, exposition, histogram_family, new_registry
+from deltawire.metrics import Histogram, exposition, gauge_family, histogram_family, new_registry
 
 
 class Waits:
@@ -33,6 +34,22 @@ def test_a_histogram_counts_by_upper_bound() -> None:
         ("deltawire_wait_seconds_count", None): 4,
         ("deltawire_wait_seconds_sum", None): 8.6,
     }
+
+
+def test_who_cannot_tell_keeps_nobody_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """What it told before it failed is there; the log says whose it was."""
+
+    class Fails(Waits):
+        def collect(self):  # type: ignore[no-untyped-def] # as above
+            yield gauge_family("deltawire_first", "It.", 1)
+            raise KeyError("secret")
+
+    registry = new_registry()
+    registry.register(Fails(), Waits())
+    text = exposition(registry).decode()
+    assert "deltawire_first 1.0" in text
+    assert "deltawire_wait_seconds_count" in text
+    assert "Fails" in caplog.text
 
 
 def test_a_process_tells_of_itself() -> None:
