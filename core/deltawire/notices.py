@@ -106,6 +106,10 @@ class Notices:
         await self._mark(job_id, webhook, tries)
         await self._add(again_at, f"{job_id}{_SEPARATOR}{webhook}")
 
+    async def put_off(self, due: list[tuple[str, str]], at: float) -> None:
+        """What `due` has answered is not dealt with now, but is due again at that Unix time."""
+        await self._add(at, *(f"{job_id}{_SEPARATOR}{name}" if name else job_id for job_id, name in due))
+
     async def done(self, job_id: str, webhook: str, *, is_last: bool) -> None:
         """It need not be called any more; `is_last`: nobody else is to be, either."""
         await self._mark(job_id, webhook, -1, BODY if is_last else "")

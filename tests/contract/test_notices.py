@@ -133,6 +133,8 @@ async def test_ends_are_told_at_maxmemory(redis_url: str) -> None:
             await notices.address("job", ["a"])
             await notices.tried("job", "a", 1, again_at=time.time() - 1)
             assert await due(notices) == [("job", "a")]
+            await notices.put_off([("job", "a")], time.time() - 1)
+            assert await due(notices) == [("job", "a")]
             await notices.done("job", "a", is_last=True)
         finally:
             await log.client.config_set("maxmemory", "0")

@@ -52,4 +52,7 @@ async def test_a_webhook_that_hangs_holds_up_no_other(monkeypatch: pytest.Monkey
     log.head.return_value.record = None
     async with in_background(Webhooks(hooks, log, notices).keep()):
         await eventually(lambda: "good" in called and notices.address.called, timeout_s=5)
-    assert 0 < called.count("deaf") < 10 * BATCH
+    put_off = [pair for call in notices.put_off.call_args_list for pair in call.args[0]]
+    assert len(put_off) + called.count("deaf") == 10 * BATCH
+    assert called.count("deaf")
+    assert {name for _, name in put_off} == {"deaf"}

@@ -23,6 +23,7 @@ from deltawire.notices import BATCH, LOOK_S, Notice, Notices
 from .webhook_endpoints import Webhook
 
 INTERVAL_S: Final = 1.0
+PUT_OFF_S: Final = 2.0
 TIMEOUT_S: Final = 10.0  # well below LEASE_S
 MAX_UNDER_WAY: Final = 4 * BATCH
 MAX_ANSWER_BYTES: Final = 1_024
@@ -81,10 +82,17 @@ class Webhooks:
                     self._waiting, due = await self._notices.due()
                 except RedisUnavailableError as error:
                     _log.warning("cannot look after webhooks: %s", error)
+                beyond: list[tuple[str, str]] = []
                 for job_id, name in due:
-                    if self._under_way[name] < self._share:  # else it is due again after LEASE_S
-                        self._under_way[name] += 1
-                        calls.create_task(self._deal_with(client, job_id, name))
+                    if self._under_way[name] >= self._share:
+                        beyond.append((job_id, name))
+                        continue
+                    self._under_way[name] += 1
+                    calls.create_task(self._deal_with(client, job_id, name))
+                if beyond:
+                    with suppress(RedisUnavailableError):  # they are due again when LEASE_S is over
+                        delay_s = PUT_OFF_S * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+                        await self._notices.put_off(beyond, time.time() + delay_s)
                 if len(due) < BATCH:  # else there is more
                     await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
