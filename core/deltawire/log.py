@@ -439,6 +439,11 @@ class JobLog:
         value: bytes | None = await self.scripts.execute("GET", self.keys.job(job_id).cancel)
         return None if value is None else decode_cancel(value or b"1")
 
+    async def is_over(self, job_id: str) -> bool:
+        """Whether the job has ended or was erased, as the mark says that may outlive its record."""
+        value: bytes | None = await self.scripts.execute("GET", self.keys.job(job_id).cancel)
+        return value is not None and value.startswith(b"over ")
+
     async def cancel_requested(self, job_ids: Sequence[str]) -> list[str]:
         """Those of the jobs whose cancel key exists: one call for all (on a cluster one for each)."""
         if not job_ids:

@@ -282,9 +282,14 @@ class Hub:
             if self._lost_looks == 0:
                 self._has_expired = now - self._seen_at >= self.record.options.retention_s
             self._lost_looks += 1
-            if self._lost_looks >= LOST_LOOKS:
-                self._lost_looks = 0
-                self._lose(head)
+            if self._lost_looks < LOST_LOOKS:
+                return
+            if head.record is None and not self._has_expired:
+                self._has_expired = await self._log.is_over(self.job_id)
+                if self._lost_looks < LOST_LOOKS or not self._is_following:  # heard of meanwhile
+                    return
+            self._lost_looks = 0
+            self._lose(head)
 
     # What subscribers and the jobs API call.
 

@@ -263,6 +263,8 @@ async def test_a_deleted_job_is_gone_and_stays_gone(job_log: OpenedLog) -> None:
     await submit(job_log, "j0")
     await job_log.cancel("j0", reason="deleted")
     assert await job_log.erase("j0", "deleted")
+    assert await job_log.is_over("j0")
+    assert not await job_log.is_over("j1")
     assert not await job_log.erase("j0", "deleted")
     assert (await ttls(job_log, "*j0*")).keys() == {"dw:{j0}:cancel"}
     assert (

@@ -42,6 +42,7 @@ class FakeRedis:
         self.away_for: set[str] = set()  # commands that fail
         self.error: Exception | None = None  # what every command answers
         self.is_cancel_requested = False
+        self.is_over = False  # the mark that outlives the record
         self.largest_page_bytes = 0  # of all that were read
         self.moments: list[str] = []
         self.hook: Callable[[str], None] = lambda _: None
@@ -177,6 +178,10 @@ class FakeLog(JobLog):
     async def cancel_requested(self, job_ids: Sequence[str]) -> list[str]:
         await self._fake.command("cancel_requested")
         return list(job_ids) if self._fake.is_cancel_requested else []
+
+    async def is_over(self, job_id: str) -> bool:
+        await self._fake.command("is_over")
+        return self._fake.is_over
 
     async def cancel(self, job_id: str, *, reason: str, tenant: str | None = None) -> Cancellation:
         await self._fake.command("cancel")

@@ -414,6 +414,21 @@ async def test_a_job_that_may_have_ended_unheard_and_expired_is_not_called_lost(
     assert reader.sink.error.code == "unknown_job"
 
 
+@virtual_time
+async def test_a_job_that_was_deleted_unheard_is_not_called_lost() -> None:
+    """Nobody is told to submit it again: its mark says that it is over."""
+    redis = FakeRedis()
+    started(redis, 5)
+    reader = await attach(hubs_of(redis))
+    await asyncio.sleep(SETTLE_S)
+    redis.forget()
+    redis.is_over = True
+    await asyncio.sleep(VERDICT_S)
+    assert not reader.sink.has_ended
+    assert reader.sink.error is not None
+    assert reader.sink.error.code == "unknown_job"
+
+
 # Pages that are shared.
 
 
