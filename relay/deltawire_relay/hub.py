@@ -500,7 +500,8 @@ class Hub:
         elif self._has_expired:
             # It may well have ended, unheard, and been forgotten as it should.
             for subscriber in tuple(self.subscribers):
-                subscriber.refuse(WireError("unknown_job", "the job is gone from Redis"))
+                if subscriber.is_allowed:
+                    subscriber.refuse(WireError("unknown_job", "the job is gone from Redis"))
         else:
             self._end_lost()
 

@@ -429,6 +429,21 @@ async def test_a_job_that_was_deleted_unheard_is_not_called_lost() -> None:
     assert reader.sink.error.code == "unknown_job"
 
 
+@virtual_time
+async def test_another_tenants_reader_does_not_hear_that_a_job_is_gone() -> None:
+    """It would hear that there was one, before those who ask for what never was hear anything."""
+    redis = FakeRedis(tenant="acme")
+    started(redis, 5)
+    hubs = hubs_of(redis)
+    stranger, reader = await attach(hubs, tenant="umbrella"), await attach(hubs, tenant="acme")
+    await asyncio.sleep(SETTLE_S)
+    redis.forget()
+    redis.is_over = True
+    await asyncio.sleep(VERDICT_S)
+    assert reader.sink.error is not None
+    assert stranger.sink.error is None
+
+
 # Pages that are shared.
 
 
