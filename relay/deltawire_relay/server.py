@@ -180,7 +180,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         jobs = Jobs(log, hubs, queue, tracing)
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         api = JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint)
-        tokens = TokensApi(gate, log, mint, verifier, revocations)
+        tokens = TokensApi(gate, mint, verifier, revocations)
         models, grace_s = Models(log.scripts, keys), settings.chat_abandon_grace_s
         openai = OpenAIApi(gate, hubs, jobs, models, admissions, abandon_grace_s=grace_s)
         limits = Limits(

@@ -264,7 +264,13 @@ async def test_tokens_for_a_job(relay: RelayProcess, jobs: Producer) -> None:
         "forbidden",
     )
     foreign_path = f"/v1/jobs/{foreign.job_id}/tokens"
-    assert code(await ask(relay, "POST", foreign_path, KEYS["acme"])) == (404, "unknown_job")
+    useless = (
+        await ask(relay, "POST", foreign_path, KEYS["acme"])
+    ).json()  # as for a job that does not exist
+    assert code(await ask(relay, "GET", f"/v1/jobs/{foreign.job_id}", useless["token"])) == (
+        404,
+        "unknown_job",
+    )
     wrong: dict[str, Any]
     for wrong in (
         {"cap": ["list"]},
