@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar, cast
 
 from .keys import INDEX_TTL_S, Keys
-from .scripts import ADD, NOTE, ONCE, OWNERS, WAIT, Scripts
+from .scripts import ADD, NOTE, ONCE, OWNERS, Scripts
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Index:
 
     async def will_queue(self, job_id: str, deadline: float) -> None:
         """`deadline`: the Unix time at which the job will have waited too long. A repeat does not move it."""
-        await self._redis.run(WAIT, (self._keys.queued,), INDEX_TTL_S, deadline, job_id)
+        await self._redis.run(NOTE, (self._keys.queued,), INDEX_TTL_S, deadline, "NX", job_id)
 
     async def waits_until(self, job_id: str, deadline: float) -> None:
         """Corrects the deadline of a job that is among those that wait."""
@@ -83,7 +83,7 @@ class Index:
 
     async def will_hold(self, job_id: str, deadline: float) -> None:
         """`deadline` as that of `will_queue`. A repeat does not move it."""
-        await self._redis.run(WAIT, (self._keys.held,), INDEX_TTL_S, deadline, job_id)
+        await self._redis.run(NOTE, (self._keys.held,), INDEX_TTL_S, deadline, "NX", job_id)
 
     async def held_too_long(self, now: float, count: int) -> list[str]:
         key = self._keys.held

@@ -1,4 +1,4 @@
--- Puts entries into a set by times. At maxmemory, too.
+-- Puts entries into a set by times. At maxmemory, too: a job that runs may have to wait again.
 -- KEYS   1 set, by Unix time
 -- ARGV   1 ttl_s, 2 time, 3 NX: those that are there stay where they are; CH: they are moved, XX: they only; then the entries
 -- REPLY  {}
