@@ -16,7 +16,8 @@ import yaml
 from deltawire.redis_server import free_port
 from tests.support.absent import lack
 from tests.support.observability import DIRECTORY
-from tests.support.system import START_TIMEOUT_S, STOP_TIMEOUT_S
+from tests.support.processes import end
+from tests.support.system import START_TIMEOUT_S
 
 INTERVAL: Final = "1s"
 
@@ -86,12 +87,7 @@ class Prometheus:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._client.close()
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process)
         self._directory.cleanup()
 
     def values(self, expression: str) -> list[float]:

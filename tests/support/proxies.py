@@ -18,11 +18,11 @@ from typing import Final, Literal, Self
 
 from deltawire.redis_server import free_port
 from tests.support.absent import lack
+from tests.support.processes import end
 
 RECIPES: Final = Path(__file__).parents[2] / "deploy" / "proxies"
 PROGRAMS: Final = {"nginx": "/usr/sbin/nginx", "caddy": "/usr/bin/caddy"}
 START_TIMEOUT_S: Final = 15.0
-STOP_TIMEOUT_S: Final = 10.0
 
 
 def program(name: str) -> str:
@@ -171,10 +171,5 @@ class Proxy:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process)
         self._directory.cleanup()

@@ -22,9 +22,9 @@ from deltawire.api_keys import new_api_key
 from deltawire.redis_server import free_port
 from deltawire_relay import server
 from deltawire_relay.settings import Settings
+from tests.support.processes import STOP_TIMEOUT_S, end
 
 START_TIMEOUT_S: Final = 15.0
-STOP_TIMEOUT_S: Final = 15.0
 
 
 class RelayDidNotStartError(AssertionError):
@@ -116,13 +116,7 @@ class RelayProcess:
     def close(self) -> None:
         """Ends the process, by SIGTERM and, as the last resort, SIGKILL. Idempotent."""
         if self._process is not None:
-            if self._process.poll() is None:
-                self._process.terminate()
-            try:
-                self._process.wait(self._stop_timeout_s)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process, self._stop_timeout_s)
             self._process = None
         self._directory.cleanup()
 
