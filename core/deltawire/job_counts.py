@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from .errors import RedisUnavailableError
 from .index import Index
+from .metrics import counter_family, gauge_family
 from .places import Places
 
 INTERVAL_S: Final = 2.0
@@ -26,13 +26,13 @@ class PlaceCounts:
 
     def collect(self) -> Iterable[Metric]:
         """For Prometheus."""
-        yield CounterMetricFamily(
-            "deltawire_tenant_refusals",
-            "Jobs refused, as too many wait",
-            self._places.refused,
+        yield counter_family(
+            "deltawire_tenant_refusals_total", "Jobs refused, as too many wait.", self._places.refused
         )
-        yield CounterMetricFamily(
-            "deltawire_jobs_held", "Times that a job had to wait for its tenant's turn", self._places.held
+        yield counter_family(
+            "deltawire_jobs_held_total",
+            "Times that a job had to wait for its tenant's turn.",
+            self._places.held,
         )
 
 
@@ -59,11 +59,9 @@ class JobCounts:
     def collect(self) -> Iterable[Metric]:
         """For Prometheus; as of INTERVAL_S after the scrape before."""
         self._is_wanted = True
-        family = GaugeMetricFamily(
+        yield gauge_family(
             "deltawire_jobs",
-            "Jobs that wait for a worker, for their turn or for their time, and that run; in all",
-            labels=("state",),
+            "Jobs that wait for a worker, for their turn or for their time, and that run; in all.",
+            dict(zip(STATES, self._counts, strict=False)),
+            ("state",),
         )
-        for state, count in zip(STATES, self._counts, strict=False):
-            family.add_metric((state,), count)
-        yield family

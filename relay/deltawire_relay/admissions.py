@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final, Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from deltawire.errors import WireError
+from deltawire.metrics import counter_family, gauge_family
 from deltawire.tokens import LEEWAY_S
 
 from .auth import Principal
@@ -94,15 +95,15 @@ class Admissions:
         self.revoked += _put_out(holders, WireError("token_revoked", "the token was revoked"))
 
     def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily(
+        yield gauge_family(
             "deltawire_token_connections", "Connections and streams that were let in by a token.", len(self)
         )
-        ended = CounterMetricFamily(
-            "deltawire_token_ends", "Connections and streams that ended with their token.", labels=["reason"]
+        yield counter_family(
+            "deltawire_token_ends_total",
+            "Connections and streams that ended with their token.",
+            {"expired": self.expired, "revoked": self.revoked},
+            ["reason"],
         )
-        ended.add_metric(["expired"], self.expired)
-        ended.add_metric(["revoked"], self.revoked)
-        yield ended
 
 
 def _second(principal: Principal) -> int:

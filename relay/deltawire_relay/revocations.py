@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.keys import Keys
+from deltawire.metrics import counter_family, gauge_family
 from deltawire.scripts import REVOKE, Scripts
 from deltawire.tokens import LEEWAY_S, MAX_LIFE_S
 
@@ -119,8 +120,10 @@ class Revocations:
         self._news.set()
 
     def collect(self) -> Iterable[Metric]:
-        yield CounterMetricFamily("deltawire_revocations", "Revocations that were asked for here.", self.made)
-        yield GaugeMetricFamily(
+        yield counter_family(
+            "deltawire_revocations_total", "Revocations that were asked for here.", self.made
+        )
+        yield gauge_family(
             "deltawire_revoked", "Tokens and subjects that are revoked now.", len(self._revoked)
         )
 

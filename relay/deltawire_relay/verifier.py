@@ -8,9 +8,10 @@ import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from deltawire.errors import WireError
+from deltawire.metrics import counter_family, gauge_family
 from deltawire.tokens import Key, Token, read_jwks, verify
 
 REFRESH_INTERVAL_S: Final = 300.0
@@ -115,11 +116,9 @@ class Jwks:
             self._fetching = None
 
     def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily("deltawire_jwks_fetches", "Fetches of the key set.", labels=["result"])
-        family.add_metric(["ok"], self.fetches - self.failures)
-        family.add_metric(["failed"], self.failures)
-        yield family
-        yield GaugeMetricFamily("deltawire_jwks_keys", "Keys of the key set.", len(self._keys or ()))
+        results = {"ok": self.fetches - self.failures, "failed": self.failures}
+        yield counter_family("deltawire_jwks_fetches_total", "Fetches of the key set.", results, ["result"])
+        yield gauge_family("deltawire_jwks_keys", "Keys of the key set.", len(self._keys or ()))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -14,10 +14,11 @@ from contextlib import suppress
 from typing import Final
 
 import httpx
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from deltawire.errors import RedisUnavailableError
 from deltawire.log import JobLog
+from deltawire.metrics import counter_family, gauge_family
 from deltawire.notices import BATCH, LOOK_S, Notice, Notices
 
 from .webhook_endpoints import Webhook
@@ -50,18 +51,16 @@ class Webhooks:
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus."""
-        calls = CounterMetricFamily(
-            "deltawire_webhooks",
+        yield counter_family(
+            "deltawire_webhooks_total",
             "Calls of webhooks: delivered, failed (to be tried again), gone (410), given_up.",
-            labels=["result"],
+            self._results,
+            ["result"],
         )
-        for result, count in self._results.items():
-            calls.add_metric([result], count)
-        yield calls
-        yield GaugeMetricFamily(
+        yield gauge_family(
             "deltawire_webhooks_pending",
             "Ends that webhooks are to hear of, those of jobs that still run included; of all workers.",
-            value=self._waiting,
+            self._waiting,
         )
 
     async def keep(self) -> None:
