@@ -92,15 +92,9 @@ def _as_kombu_says(broker_url: str) -> tuple[str, dict[str, Any]]:
 
 
 def rabbitmq_settings() -> dict[str, Any]:
-    """What RabbitMQ wants otherwise; docs/rabbitmq.md says why.
-
-    A limit of deliveries that nobody reaches, because RabbitMQ 4 drops a message after 20, and 3.x takes
-    -1, which would switch that off, for 0.
-    """
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
-    queue = Queue(QUEUE, queue_arguments=arguments)  # type: ignore[no-untyped-call] # kombu has few types
+    """What RabbitMQ wants otherwise; docs/rabbitmq.md says why."""
     return {
-        "task_queues": [queue],
+        "task_queues": [quorum_queue()],
         "broker_transport_options": {
             "confirm_publish": True,  # else a message is sent when it is in a socket's buffer
             "read_timeout": 10,
@@ -110,6 +104,16 @@ def rabbitmq_settings() -> dict[str, Any]:
         # RabbitMQ closes the channel of a worker that holds a message for longer than `consumer_timeout`.
         "broker_channel_error_retry": True,
     }
+
+
+def quorum_queue() -> Queue:
+    """As whoever comes first has to declare it on RabbitMQ.
+
+    A limit of deliveries that nobody reaches, because RabbitMQ 4 drops a message after 20, and 3.x takes
+    -1, which would switch that off, for 0.
+    """
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+    return Queue(QUEUE, queue_arguments=arguments)  # type: ignore[no-untyped-call] # kombu has few types
 
 
 class MessageTemplate:
@@ -131,7 +135,10 @@ class TaskSender:
         self._app = app
 
     def send(self, job_id: str, *, priority: int = FIRST, **message: Any) -> None:
-        """`message`: what else Celery's `send_task` takes (`link`). Raises WireError `queue_unavailable`."""
+        """`message`: what else Celery's `send_task` takes (`link`, `kwargs`, `queue`).
+
+        Raises WireError `queue_unavailable`.
+        """
         try:
             self._send(
                 job_id,
@@ -160,15 +167,15 @@ class TaskSender:
         """Ours, of the number that a message of the broker's bears."""
         if number is None:
             return FIRST
-        return min(FIRST, max(0, number if self._has_first_last else FIRST - number))
+        return min(FIRST, max(0, number if self.is_rabbitmq else FIRST - number))
 
     @property
-    def _has_first_last(self) -> bool:
-        """Whether the broker's first class has the highest number, as AMQP has it; on Redis it is 0."""
+    def is_rabbitmq(self) -> bool:
+        """RabbitMQ wants the queue declared, and its first class has the highest number; on Redis it is 0."""
         return str(self._app.conf.broker_url).startswith(("amqp", "pyamqp"))
 
     def _in_class(self, priority: int) -> dict[str, int]:
-        number = priority if self._has_first_last else FIRST - priority
+        number = priority if self.is_rabbitmq else FIRST - priority
         return {"priority": number} if number else {}
 
     def depth(self) -> int:
@@ -192,11 +199,7 @@ class TaskSender:
         self._app.send_task(
             TASK,
             task_id=job_id,
-            queue=QUEUE,
-            argsrepr="",
-            kwargsrepr="",
-            ignore_result=True,
-            **options,
+            **{"queue": QUEUE, "argsrepr": "", "kwargsrepr": "", "ignore_result": True, **options},
         )
 
     @property

@@ -122,18 +122,16 @@ def test_it_speaks_http_2(proxy: Proxy) -> None:
 
 
 async def test_relays_are_killed_and_stopped_and_clients_notice_nothing(
-    system: System, proxies: dict[str, Proxy]
+    system: System, proxies: dict[str, Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever follows a job resumes at the other relay; and while one drains, no request fails."""
+    trusted = tmp_path / "certificates.pem"
+    trusted.write_text("".join(proxy.certificate.read_text() for proxy in proxies.values()))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    monkeypatch.setenv("NO_PROXY", "localhost")
 
     async def follow(proxy: Proxy, job: str) -> list[int]:
         async with AsyncClient(proxy.url) as follower:
-            # As it does, but that it trusts this certificate.
-            follower._connect = lambda job_id, position, merge: connect(  # type: ignore[method-assign]
-                f"wss://localhost:{proxy.port}/v1/jobs/{job_id}/ws?starting_after={position}",
-                ssl=proxy.tls(),
-                proxy=None,
-            )
             return [event.sequence_number async for event in follower.events(job)]
 
     async def ask(proxy: Proxy, job: str, answers: list[int]) -> None:

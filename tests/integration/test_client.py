@@ -148,7 +148,7 @@ async def test_no_relay_is_an_error_that_says_where() -> None:
 
 async def test_a_relay_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for ever (§4.4)."""
-    monkeypatch.setattr("deltawire.client.async_client.GIVE_UP_AFTER_S", 0.2)
+    monkeypatch.setattr("deltawire.client.following.GIVE_UP_AFTER_S", 0.2)
     async with AsyncClient(f"http://127.0.0.1:{free_port()}") as client:
         with pytest.raises(JobUnavailableError, match="cannot be reached"):
             async for _ in client.events("job"):

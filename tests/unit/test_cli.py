@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deltawire import __version__
 from deltawire.api_keys import parse_api_keys
 from deltawire.cli import commands
-from deltawire.client import Job, JobUnavailableError
+from deltawire.client import AsyncClient, AsyncJob, JobUnavailableError
 from deltawire.codec import decode
 from deltawire.errors import Error
 from deltawire.events import Event
@@ -37,11 +37,11 @@ class FakeClient:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def submit(self, body: dict[str, Any]) -> Job:
+    async def submit(self, body: dict[str, Any]) -> AsyncJob:
         FakeClient.asked["body"] = body
         if FakeClient.error:
             raise FakeClient.error
-        return Job("job-1", "queued", {})
+        return AsyncJob(AsyncClient(), "job-1", status="queued")
 
     async def cancel(self, job_id: str, *, reason: str) -> CancelResult:
         FakeClient.asked |= {"job_id": job_id, "reason": reason}

@@ -1,67 +1,68 @@
-"""The asynchronous client, over HTTP for commands and WebSocket for events."""
+"""The client for programs with an event loop. `sync_client.py` is its twin, and says more."""
 
 import asyncio
-import logging
-import random
-from collections.abc import AsyncGenerator, Iterator
+import inspect
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import msgspec
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from deltawire.close_codes import may_come_back
-from deltawire.codec import type_of
-from deltawire.cursor import Cursor
-from deltawire.errors import DeltawireError, Error
-from deltawire.events import Delta, Event, TerminalEvent
-from deltawire.messages import CancelResult, ErrorMessage, Goodbye, ServerMessage, Snapshot
+from deltawire.events import TerminalEvent
+from deltawire.messages import CancelResult
+from deltawire.sse_decoder import SseDecoder
 
-SUBPROTOCOL: Final = "deltawire.v1"
-RECONNECT_MAX_S: Final = 5.0
-GIVE_UP_AFTER_S: Final = 60.0
-MAX_MESSAGE_BYTES: Final = 16_777_216  # a snapshot of a long job
-
-_decoder: Final[msgspec.json.Decoder[Event | ServerMessage]] = msgspec.json.Decoder(Event | ServerMessage)
-_log = logging.getLogger(__name__)
-_FOR_GOOD: Final = frozenset(range(400, 500)) - {408, 429}
-_KNOWN: Final = frozenset(
-    str(kind.__struct_config__.tag).encode() for kind in (*Event.__args__, *ServerMessage.__args__)
+from . import calls
+from .calls import Call, Options, Request
+from .errors import (
+    JobUnavailableError,
+    NotFoundError,
+    UnreachableError,
+    WaitTimeoutError,
+    read_answer,
+    refused,
 )
+from .following import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES, SILENCE_S, SUBPROTOCOL, Following
+from .job import JobBase
+from .reading import Folded, TextReader
+from .result import Result, result_of_event
+from .sync_client import LOST, Message, Transport
 
-
-class Job(msgspec.Struct, frozen=True):
-    """A job that was taken."""
-
-    id: str
-    status: str
-    urls: dict[str, str]
-    token: str | None = None
-    """For a client that is to watch it, or cancel it: see PROTOCOL.md §5.2."""
-
-
-class JobUnavailableError(DeltawireError):
-    """The relay refused, or could not be reached; `error` is what it said, if it said something.
-
-    Where trying again may help, `error.retry_after_s` is when.
-    """
-
-    def __init__(self, message: str, error: Error | None = None) -> None:
-        super().__init__(message)
-        self.error = error
+if TYPE_CHECKING:
+    from celery import Celery
 
 
 class AsyncClient:
-    """One relay, one credential. `base_url` is the relay's address, such as http://127.0.0.1:8080."""
+    """One relay, one credential; for one event loop. Parameters are those of `Client`.
 
-    def __init__(self, base_url: str, *, api_key: str | None = None) -> None:
-        self._base_url = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.AsyncClient(base_url=self._base_url, headers=self._headers, timeout=10.0)
+        async with deltawire.AsyncClient() as client:
+            job = await client.submit({"model": "gpt-5.4", "messages": […]})
+            async for text in job.text():
+                print(text, end="", flush=True)
+
+    A callable `api_key` may return an awaitable.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
+        celery: "Celery | None" = None,
+        transport: Transport = "websocket",
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.base_url = (base_url or calls.default_base_url()).rstrip("/")
+        self._api_key = calls.default_api_key() if api_key is None else api_key
+        self._celery = celery
+        self._transport = transport
+        self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,165 +71,304 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        """Ends what is kept open for commands; streams end with their own `async with`, or loop."""
+        if "_http" in self.__dict__:
+            await self._http.aclose()
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**calls.http_options(self.base_url, self._timeout_s))
 
     async def submit(
         self,
-        request: dict[str, Any],
-        options: dict[str, Any] | None = None,
+        request: Request,
+        options: Options | None = None,
         *,
         idempotency_key: str | None = None,
-    ) -> Job:
-        """Enqueues a chat.completions body. Raises JobUnavailableError."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        body = {"request": request} if options is None else {"request": request, "options": options}
-        return msgspec.convert(await self._call("POST", "/v1/jobs", body, headers), Job)
+        response_format: type | None = None,
+    ) -> "AsyncJob":
+        """As `Client.submit`. To a broker it sends from a thread, so the loop goes on; cancelled, it may
+        have sent.
+        """
+        body = calls.with_model(request, response_format)
+        if self._celery is not None:
+            from .celery_door import send
+
+            answer = await asyncio.to_thread(send, self._celery, body, options, idempotency_key)
+        else:
+            answer = await self._call(calls.submission(body, options, idempotency_key))
+        return AsyncJob(
+            self, **calls.accepted(answer, options, self._api_key), response_model=response_format
+        )
+
+    def job(self, job_id: str, *, token: str | None = None) -> "AsyncJob":
+        """A handle of a job; asks nobody. `token`: a credential for it, instead of the client's."""
+        return AsyncJob(self, job_id, credential=token, renews=callable(self._api_key))
 
     async def retrieve(self, job_id: str) -> dict[str, Any]:
         """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
-        return await self._call("GET", f"/v1/jobs/{job_id}")
+        return await self._call(calls.retrieval(job_id))
 
     async def list(self, *, limit: int = 20, after: str = "", status: str = "") -> dict[str, Any]:
         """A page of jobs, as GET /v1/jobs shows it, the latest first. Raises JobUnavailableError."""
-        params = {"limit": str(limit), "after": after, "status": status}
-        query = urlencode({name: value for name, value in params.items() if value})
-        return await self._call("GET", f"/v1/jobs?{query}")
+        return await self._call(calls.listing(limit, after, status))
 
     async def delete(self, job_id: str) -> None:
         """Cancels the job if it runs, and erases all of it. Raises JobUnavailableError."""
-        await self._call("DELETE", f"/v1/jobs/{job_id}")
+        await self._call(calls.deletion(job_id))
 
     async def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
         """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
-        answer = await self._call("POST", f"/v1/jobs/{job_id}/cancel", {"reason": reason})
-        return msgspec.convert({"type": "cancel_result", "job_id": job_id, **answer}, CancelResult)
+        return await self.job(job_id).cancel(reason)
 
-    async def events(
-        self, job_id: str, *, starting_after: int = 0, merge: bool = False
-    ) -> AsyncGenerator[Event | Snapshot]:
+    def events(
+        self, job_id: str, *, starting_after: int = 0, merge: bool = False, snapshot: bool = False
+    ) -> AsyncGenerator[Message]:
+        """As `AsyncJob.events`."""
+        return self.job(job_id).events(starting_after, merge=merge, snapshot=snapshot)
+
+    async def _call(self, call: Call, credential: str | None = None) -> dict[str, Any]:
+        headers = call.headers_with(await self._credential(credential))
+        try:
+            response = await self._http.request(call.method, call.path, content=call.content, headers=headers)
+        except httpx.TransportError as error:
+            raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
+        return read_answer(response)
+
+    async def _credential(self, own: str | None) -> str | None:
+        if own is not None:
+            return own
+        made = self._api_key() if callable(self._api_key) else self._api_key
+        return await made if inspect.isawaitable(made) else made
+
+    async def _events(self, following: Following, own_credential: str | None) -> AsyncGenerator[Message]:
+        connection: _WebSocket | _EventStream | None = None
+        try:
+            while not following.is_over:
+                try:
+                    if connection is None:
+                        connection = await self._connect(following, await self._credential(own_credential))
+                    line = await connection.receive()
+                except LOST as error:
+                    if connection is not None:
+                        await connection.close()
+                        connection = None
+                    await asyncio.sleep(following.lost(error, time.monotonic()))
+                    continue
+                event = following.take(line)
+                if event is not None:
+                    yield event
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    async def _connect(self, following: Following, credential: str | None) -> "_WebSocket | _EventStream":
+        headers = calls.bearer(credential)
+        if self._transport == "websocket":
+            return _WebSocket(await _open_websocket(self.base_url, following, headers, self._timeout_s))
+        return _EventStream(await _open_event_stream(self._http, following, headers, self._timeout_s))
+
+
+class AsyncJob(JobBase):
+    """A job's handle. It holds nothing open; make as many as you like."""
+
+    def __init__(self, client: AsyncClient, job_id: str, **known: Any) -> None:
+        super().__init__(job_id, **known)
+        self._client = client
+
+    def events(
+        self, starting_after: int = 0, *, merge: bool = False, snapshot: bool = False
+    ) -> AsyncGenerator[Message]:
         """Every event after `starting_after`, once and in order, to the terminal one.
 
-        With `merge`, text deltas that wait for a slow reader come as one Delta (PROTOCOL.md §6.6).
-        Reconnects and resumes by itself, when the relay says. A Snapshot comes only where the log cannot give
-        what is missing: it stands for all events up to its number. Raises JobUnavailableError when the relay
-        says not to come back, or cannot be reached for GIVE_UP_AFTER_S.
+        Reconnects and resumes by itself, when the relay says. A Snapshot stands for all events up to its
+        number: it comes first with `snapshot`, else only where the log cannot give what is missing. With
+        `merge`, text deltas that wait for a slow reader come as one (PROTOCOL.md §6.6). Raises
+        JobUnavailableError when the relay says not to come back, or cannot be reached for a minute.
         """
-        cursor = Cursor(starting_after)
-        failures = 0
-        last_heard = asyncio.get_running_loop().time()
-        while True:
-            wait_s, refusal = 0.0, None
+        following = self._following(starting_after, merge=merge, snapshot=snapshot)
+        return self._client._events(following, self._credential)
+
+    async def text(self, starting_after: int = 0) -> AsyncGenerator[str]:
+        """The text of the first choice as it grows, to the job's end, whatever that is: see `result`.
+
+        Where a job begins anew (option `restart: always`) so does its text. Raises as `events`.
+        """
+        reader = TextReader()
+        async with aclosing(self.events(starting_after)) as events:
+            async for event in events:
+                if text := reader.add(event):
+                    yield text
+
+    def stream(
+        self, starting_after: int = 0, *, merge: bool = False, snapshot: bool = False
+    ) -> "AsyncStream":
+        """The same events, and what they add up to. Connects when it is iterated."""
+        return AsyncStream(self, self._following(starting_after, merge=merge, snapshot=snapshot))
+
+    async def wait(
+        self, timeout_s: float | None = None, on_event: Callable[[Message], object] | None = None
+    ) -> Result:
+        """Waits for the job's end, whatever it is. `on_event` is given every event meanwhile, and awaited if
+        it is a coroutine function.
+
+        Raises WaitTimeoutError after `timeout_s` seconds, JobUnavailableError as `events` does, and what
+        `on_event` raises.
+        """
+        try:
+            async with asyncio.timeout(timeout_s) as scope:
+                return await self._wait(on_event)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise WaitTimeoutError(f"the job has not ended within {timeout_s} s") from error
+
+    async def _wait(self, on_event: Callable[[Message], object] | None) -> Result:
+        is_watched = on_event is not None
+        following = self._following(merge=not is_watched, snapshot=not is_watched)
+        last: Message | None = None
+        async with aclosing(self._client._events(following, self._credential)) as events:
+            async for last in events:
+                if on_event is not None and inspect.isawaitable(answer := on_event(last)):
+                    await answer
+        end = last if isinstance(last, TerminalEvent) else None
+        while (result := self._ended(end)) is None:
             try:
-                async with self._connect(job_id, cursor.position, merge) as connection:
-                    while True:
-                        message = await _receive(connection)
-                        failures, last_heard = 0, asyncio.get_running_loop().time()
-                        if isinstance(message, Goodbye):
-                            wait_s = message.retry_after_s
-                        elif isinstance(message, ErrorMessage):
-                            if not message.error.retryable:
-                                raise JobUnavailableError(message.error.message, message.error)
-                            wait_s, refusal = message.error.retry_after_s or 0.0, message.error
-                        elif isinstance(message, Snapshot):
-                            cursor.jump(message.sequence_number)
-                            yield message
-                        elif isinstance(message, Event) and cursor.accept(
-                            message.sequence_number, _first_of(message)
-                        ):
-                            yield message
-                            if isinstance(message, TerminalEvent):
-                                return
-            except (ConnectionClosed, InvalidHandshake, OSError, TimeoutError) as error:
-                silent_for_s = asyncio.get_running_loop().time() - last_heard
-                if final := _reason_to_give_up(error, silent_for_s, refusal):
-                    raise final from error
-                wait_s = max(wait_s, _retry_after_s(error))
-                if not failures:
-                    _log.warning("the connection to the relay was lost; reconnecting")
-            failures += 1
-            backoff_s = random.uniform(0, min(RECONNECT_MAX_S, 0.1 * 2 ** min(failures, 10)))  # noqa: S311 - jitter
-            await asyncio.sleep(max(min(wait_s, GIVE_UP_AFTER_S), backoff_s))
+                shown = await self.retrieve()
+            except NotFoundError:  # erased meanwhile
+                if end is None:
+                    raise
+                return self._made(result_of_event(end, {}))
+            except JobUnavailableError as error:
+                await asyncio.sleep(following.lost(error, time.monotonic()))
+            else:
+                return self._shown(shown)
+        return result
 
-    def _connect(self, job_id: str, position: int, merge: bool) -> connect:
-        url = f"ws{self._base_url.removeprefix('http')}/v1/jobs/{job_id}/ws?starting_after={position}"
-        if merge:
-            url += "&merge=true"
-        return connect(
-            url,
-            subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
-            additional_headers=self._headers,
-            compression=None,
-            max_size=MAX_MESSAGE_BYTES,
-            open_timeout=10,
-        )
+    async def result(
+        self, timeout_s: float | None = None, on_event: Callable[[Message], object] | None = None
+    ) -> Result:
+        """As `wait`, but raises JobFailedError, JobCancelledError or JobIncompleteError unless completed."""
+        return (await self.wait(timeout_s, on_event)).check()
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
+    async def cancel(self, reason: str = "client") -> CancelResult:
+        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        answer = await self._client._call(calls.cancellation(self.id, reason), self._credential)
+        return msgspec.convert({"type": "cancel_result", "job_id": self.id, **answer}, CancelResult)
+
+    async def retrieve(self) -> dict[str, Any]:
+        """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
+        return await self._client._call(calls.retrieval(self.id), self._credential)
+
+
+class AsyncStream(Folded):
+    """An iterator of a job's events, and what they add up to. As a context manager it ends its connection."""
+
+    def __init__(self, job: AsyncJob, following: Following) -> None:
+        super().__init__(following, job._metadata, job._response_model)
+        self._events = job._client._events(following, job._credential)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the connection. Idempotent; go on with `job.stream(stream.position)`."""
+        await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        event = await anext(self._events)
+        self._add(event)
+        return event
+
+    async def text(self) -> AsyncGenerator[str]:
+        """As `AsyncJob.text`, from here on."""
+        reader = TextReader()
+        async for event in self:
+            if text := reader.add(event):
+                yield text
+
+
+async def _open_websocket(
+    base_url: str, following: Following, headers: dict[str, str], timeout_s: float
+) -> ClientConnection:
+    return await connect(
+        calls.websocket_url(base_url) + following.path("ws"),
+        subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
+        additional_headers=headers,
+        compression=None,
+        max_size=MAX_MESSAGE_BYTES,
+        open_timeout=timeout_s,
+        close_timeout=CLOSE_TIMEOUT_S,
+        ping_interval=None,  # the relay's heartbeats tell that it is alive
+    )
+
+
+class _WebSocket:
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._waits_since: float | None = None
+        self._watch = self._loop.call_later(SILENCE_S, self._look)
+
+    async def receive(self) -> bytes:
+        self._waits_since = self._loop.time()
         try:
-            response = await self._http.request(method, path, json=body, headers=headers)
-        except httpx.TransportError as error:
-            raise JobUnavailableError(f"no relay at {self._base_url}: {error}") from error
-        if response.is_success:
-            answer: dict[str, Any] = response.json()
-            return answer
-        try:
-            said = msgspec.convert(response.json()["error"], Error)
-        except (ValueError, KeyError, TypeError) as error:
-            raise JobUnavailableError(f"{self._base_url} answered {response.status_code}") from error
-        raise JobUnavailableError(said.message, said)
+            return await self._connection.recv(decode=False)
+        finally:
+            self._waits_since = None
+
+    async def close(self) -> None:
+        self._watch.cancel()
+        await self._connection.close()
+
+    def _look(self) -> None:
+        """Cuts a connection that says nothing. One timer for all messages, since each has to be cheap."""
+        now = self._loop.time()
+        since = now if self._waits_since is None else self._waits_since
+        if now - since >= SILENCE_S:
+            self._connection.transport.abort()
+        else:
+            self._watch = self._loop.call_at(since + SILENCE_S, self._look)
 
 
-async def _receive(connection: ClientConnection) -> Event | ServerMessage | None:
-    """The next message; None for a type that this client does not know, and ignores."""
-    line = await connection.recv(decode=False)
-    return _decoder.decode(line) if type_of(line) in _KNOWN else None
+async def _open_event_stream(
+    http: httpx.AsyncClient, following: Following, headers: dict[str, str], timeout_s: float
+) -> httpx.Response:
+    request = http.build_request(
+        "GET",
+        following.path("events"),
+        headers=headers | calls.EVENT_STREAM_HEADERS,
+        timeout=httpx.Timeout(timeout_s, read=SILENCE_S),
+    )
+    response = await http.send(request, stream=True)
+    if not response.is_success:
+        async with aclosing(response):
+            raise refused(response.status_code, response.headers, await response.aread(), "the relay")
+    if response.status_code == 204:
+        following.end()
+    return response
 
 
-def _first_of(event: Event) -> int:
-    """Where the event begins: several deltas may come as one."""
-    if isinstance(event, Delta) and event.first_sequence_number is not msgspec.UNSET:
-        return event.first_sequence_number
-    return event.sequence_number
+class _EventStream:
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._chunks = response.aiter_raw()
+        self._decoder = SseDecoder(MAX_MESSAGE_BYTES)
+        self._lines: list[bytes] = []
 
+    async def receive(self) -> bytes:
+        while not self._lines:
+            data = await anext(self._chunks, b"")
+            if not data:
+                raise EOFError("the event stream has ended")
+            self._lines = self._decoder.feed(data)[::-1]
+        return self._lines.pop()
 
-def _reason_to_give_up(
-    error: Exception, silent_for_s: float, said: Error | None
-) -> JobUnavailableError | None:
-    """What a lost or refused connection means: None to come back. `said` came before it was closed."""
-    if isinstance(error, ConnectionClosed):
-        code = error.rcvd.code if error.rcvd else 1006
-        if not may_come_back(code):
-            why = f": {said.message}" if said is not None else ""
-            return JobUnavailableError(f"the relay closed the connection for good ({code}){why}", said)
-    elif isinstance(error, InvalidStatus) and error.response.status_code in _FOR_GOOD:
-        return JobUnavailableError(f"the relay refused: {error}")
-    if silent_for_s > GIVE_UP_AFTER_S:
-        return JobUnavailableError(f"the relay cannot be reached: {error}")
-    return None
-
-
-def _retry_after_s(error: Exception) -> float:
-    """How long a refused handshake says to wait (RFC 9110 §10.2.3, in seconds); 0 where it does not say."""
-    told = error.response.headers.get("Retry-After", "") if isinstance(error, InvalidStatus) else ""
-    return float(told) if told.isascii() and told.isdecimal() else 0.0
-
-
-def text_of(event: Event | Snapshot) -> Iterator[str]:
-    """The text that a delta adds to the first choice (or a snapshot holds)."""
-    if isinstance(event, Delta):
-        choices, key = msgspec.json.decode(event.chunk).get("choices"), "delta"
-    elif isinstance(event, Snapshot):
-        choices, key = (event.completion or {}).get("choices"), "message"
-    else:
-        return
-    for choice in choices or ():
-        if choice.get("index", 0) == 0 and (text := (choice.get(key) or {}).get("content")):
-            yield text
-
-
-__all__ = ["AsyncClient", "Job", "JobUnavailableError", "text_of"]
+    async def close(self) -> None:
+        await self._response.aclose()

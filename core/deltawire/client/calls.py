@@ -1,0 +1,138 @@
+"""What the clients ask for: addresses, credentials, bodies. No I/O."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import httpx
+import msgspec
+
+from deltawire.environment import Environment
+
+ADDRESS: Final = "http://127.0.0.1"
+JWT_DOTS: Final = 2
+EVENT_STREAM_HEADERS: Final = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+
+Request = Mapping[str, Any]
+"""A chat.completions body: `model`, `messages`, and whatever else the gateway understands."""
+Options = Mapping[str, Any]
+"""A job's options (PROTOCOL.md §1.2); durations are seconds."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One HTTP request. `body` is JSON; None: there is none."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+    headers: dict[str, str] = {}
+
+    @property
+    def content(self) -> bytes | None:
+        return None if self.body is None else msgspec.json.encode(self.body)
+
+    def headers_with(self, credential: str | None) -> dict[str, str]:
+        kind = {} if self.body is None else {"Content-Type": "application/json"}
+        return kind | bearer(credential) | self.headers
+
+
+def bearer(credential: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {credential}"} if credential else {}
+
+
+def is_token(credential: object) -> bool:
+    """Whether it is a token, and no API key: what one submits is read by the token that the answer holds."""
+    return isinstance(credential, str) and credential.count(".") == JWT_DOTS
+
+
+def default_base_url() -> str:
+    """DELTAWIRE_PUBLIC_URL, else this machine's port DELTAWIRE_PORT, else 8080."""
+    return os.environ.get("DELTAWIRE_PUBLIC_URL") or f"{ADDRESS}:{os.environ.get('DELTAWIRE_PORT') or 8080}"
+
+
+def default_api_key() -> str | None:
+    """DELTAWIRE_API_KEY, or what the file DELTAWIRE_API_KEY_FILE holds. Raises ConfigurationError."""
+    return Environment().secret("DELTAWIRE_API_KEY") or None
+
+
+def http_options(base_url: str, timeout_s: float) -> dict[str, Any]:
+    """For httpx. Each open event stream holds a connection, so there is no limit of ours on them.
+
+    Reading the machine's certificates takes 20 ms; without TLS nobody needs them (no redirect is followed).
+    """
+    return {
+        "base_url": base_url,
+        "timeout": timeout_s,
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        "verify": base_url.startswith("https:"),
+    }
+
+
+def websocket_url(base_url: str) -> str:
+    return f"ws{base_url.removeprefix('http')}"
+
+
+def with_model(request: Request, response_format: type | None) -> dict[str, Any]:
+    """The request with the model's JSON schema as its `response_format`."""
+    if response_format is None:
+        return dict(request)
+    schema = response_format.model_json_schema()  # type: ignore[attr-defined] # a pydantic model's
+    declared = {"name": response_format.__name__, "schema": strict(schema, schema), "strict": True}
+    return {**request, "response_format": {"type": "json_schema", "json_schema": declared}}
+
+
+def strict(schema: Any, root: dict[str, Any]) -> Any:  # JSON
+    """A schema as OpenAI's strict mode wants it ("Structured outputs", supported schemas).
+
+    Every property is required, no other is allowed, and nothing stands beside a `$ref`.
+    """
+    if isinstance(schema, list):
+        return [strict(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema and len(schema) > 1:
+        target: Any = root
+        for name in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[name]
+        return strict(target | {key: value for key, value in schema.items() if key != "$ref"}, root)
+    made = {key: strict(value, root) for key, value in schema.items() if key != "default"}
+    if isinstance(made.get("properties"), dict) and made.get("type") == "object":
+        made["required"] = list(made["properties"])
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def submission(request: dict[str, Any], options: Options | None, idempotency_key: str | None) -> Call:
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+    body = {"request": request} if options is None else {"request": request, "options": dict(options)}
+    return Call("POST", "/v1/jobs", body, headers)
+
+
+def cancellation(job_id: str, reason: str) -> Call:
+    return Call("POST", f"/v1/jobs/{job_id}/cancel", {"reason": reason})
+
+
+def retrieval(job_id: str) -> Call:
+    return Call("GET", f"/v1/jobs/{job_id}")
+
+
+def deletion(job_id: str) -> Call:
+    return Call("DELETE", f"/v1/jobs/{job_id}")
+
+
+def listing(limit: int, after: str, status: str) -> Call:
+    params = {"limit": str(limit), "after": after, "status": status}
+    return Call("GET", f"/v1/jobs?{urlencode({name: value for name, value in params.items() if value})}")
+
+
+def accepted(answer: dict[str, Any], options: Options | None, credential: object) -> dict[str, Any]:
+    """What a handle is made of, from the answer to a submission."""
+    return {
+        "job_id": answer["id"],
+        "status": answer["status"],
+        "token": answer.get("token"),
+        "urls": answer["urls"],
+        "credential": answer.get("token") if is_token(credential) else None,
+        "metadata": dict((options or {}).get("metadata") or {}),
+    }

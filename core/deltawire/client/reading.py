@@ -1,0 +1,120 @@
+"""What events add up to for somebody who reads them: text, and the completion so far. No I/O."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from deltawire.events import Delta, Event, Restarted, TerminalEvent
+from deltawire.fold import Fold
+from deltawire.messages import Snapshot
+from deltawire.outputs import text_of as text_of_message
+
+from .following import Following
+from .result import Result, result_of_event
+
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def text_of(event: Event | Snapshot) -> Iterator[str]:
+    """The text that a delta adds to the first choice (or a snapshot holds)."""
+    if isinstance(event, Delta):
+        text = _added(_decode(event.chunk))
+    elif isinstance(event, Snapshot):
+        text = _whole(event)
+    else:
+        return
+    if text:
+        yield text
+
+
+def _added(chunk: dict[str, Any]) -> str:
+    return _first_text(chunk, "delta")
+
+
+def _whole(snapshot: Snapshot) -> str:
+    return _first_text(snapshot.completion or {}, "message")
+
+
+def _first_text(completion: dict[str, Any], key: str) -> str:
+    choices = completion.get("choices") or ()
+    return "".join(text_of_message(choice.get(key) or {}) for choice in choices if not choice.get("index"))
+
+
+class TextReader:
+    """The text of the first choice, piece by piece, each once."""
+
+    def __init__(self) -> None:
+        self._length = 0  # of what was read
+
+    def add(self, event: Event | Snapshot) -> str:
+        """What `event` adds to the text; "" where it adds nothing."""
+        if isinstance(event, Delta):
+            text = _added(_decode(event.chunk))
+            self._length += len(text)
+            return text
+        if isinstance(event, Snapshot):  # stands for all that came, and for what is missing
+            text = _whole(event)[self._length :]
+            self._length += len(text)
+            return text
+        if isinstance(event, Restarted):
+            self._length = 0
+        return ""
+
+
+class Folded:
+    """The part of a stream that needs no I/O: where it stands, and what it adds up to."""
+
+    def __init__(self, following: Following, metadata: dict[str, str] | None, response_model: Any) -> None:
+        self._following = following
+        self._metadata = metadata
+        self._response_model = response_model
+        self._fold = Fold()
+        self._end: TerminalEvent | None = None
+
+    @property
+    def position(self) -> int:
+        """The sequence number of the last event that came; `starting_after` for who goes on from here."""
+        return self._following.position
+
+    @property
+    def completion(self) -> dict[str, Any] | None:
+        """OpenAI's chat.completion so far (open choices have `finish_reason: null`); None before a delta.
+
+        It adds up what this stream has read: from the beginning, or a snapshot, unless it began behind them.
+        """
+        return (self._end and self._end.completion) or self._fold.completion()
+
+    @property
+    def result(self) -> Result | None:
+        """The job's result once its terminal event has come, without any request; None before.
+
+        `metadata` is empty for a job that this process has not submitted.
+        """
+        if self._end is None:
+            return None
+        made = result_of_event(self._end, self._metadata or {}, self._fold.completion())
+        return msgspec.structs.replace(made, response_model=self._response_model)
+
+    def _add(self, event: Event | Snapshot) -> None:
+        if isinstance(event, Delta):
+            self._fold.add(_decode(event.chunk))
+        elif isinstance(event, Snapshot):
+            self._fold = fold_of(event.completion)
+        elif isinstance(event, Restarted):
+            self._fold = Fold()
+        elif isinstance(event, TerminalEvent):
+            self._end = event
+
+
+def fold_of(completion: dict[str, Any] | None) -> Fold:
+    """A fold that goes on from a completion, which a snapshot holds."""
+    if completion is None:
+        return Fold()
+    state: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(completion))  # it is taken over
+    choices, usage = state.pop("choices", []), state.pop("usage", None)
+    state.pop("object", None)
+    for choice in choices:
+        for index, call in enumerate(choice["message"].get("tool_calls") or ()):
+            call.setdefault("index", index)  # as deltas number them; a completion does not
+    return Fold.from_state({"top": state, "choices": choices, "usage": usage})

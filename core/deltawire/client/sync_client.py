@@ -1,0 +1,416 @@
+"""The client for programs without an event loop: Django, Flask, scripts. `async_client.py` is its twin.
+
+What is to be done is decided elsewhere (`following`, `calls`, `errors`, `reading`); here is the I/O.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, suppress
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import httpx
+import msgspec
+import websockets
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import connect
+
+from deltawire.events import Event, TerminalEvent
+from deltawire.messages import CancelResult, Snapshot
+from deltawire.sse_decoder import SseDecoder
+
+from . import calls
+from .calls import Call, Options, Request
+from .errors import (
+    JobUnavailableError,
+    NotFoundError,
+    UnreachableError,
+    WaitTimeoutError,
+    read_answer,
+    refused,
+)
+from .following import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES, SILENCE_S, SUBPROTOCOL, Following
+from .job import JobBase
+from .reading import Folded, TextReader
+from .result import Result, result_of_event
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+Transport = Literal["websocket", "sse"]
+Message = Event | Snapshot
+LOST: Final = (
+    ConnectionClosed,
+    InvalidHandshake,
+    OSError,  # TimeoutError is one
+    EOFError,
+    httpx.TransportError,
+    JobUnavailableError,
+)
+"""What ends a connection, or the making of one."""
+
+
+class Client:
+    """One relay, one credential. Used by several threads, it opens a connection for each stream.
+
+        with deltawire.Client() as client:
+            for text in client.submit({"model": "gpt-5.4", "messages": […]}).text():
+                print(text, end="", flush=True)
+
+    - `base_url`: the relay's address; by default DELTAWIRE_PUBLIC_URL, else http://127.0.0.1 with the port
+      DELTAWIRE_PORT, or 8080.
+    - `api_key`: an API key or a token; by default DELTAWIRE_API_KEY. A callable is asked for it before each
+      request and connection, so that a token that expires in mid-stream is replaced unnoticed.
+    - `celery`: an app whose broker is deltawire's: `submit` sends to it, and needs no relay.
+    - `transport`: what streams come by; `sse` where something on the way lets no WebSocket pass.
+    - `timeout_s`: seconds for each command, and for each connection to be made.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | Callable[[], str] | None = None,
+        celery: "Celery | None" = None,
+        transport: Transport = "websocket",
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.base_url = (base_url or calls.default_base_url()).rstrip("/")
+        self._api_key = calls.default_api_key() if api_key is None else api_key
+        self._celery = celery
+        self._transport = transport
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is kept open for commands; streams end with their own `with`, or loop."""
+        if "_http" in self.__dict__:
+            self._http.close()
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(**calls.http_options(self.base_url, self._timeout_s))
+
+    def submit(
+        self,
+        request: Request,
+        options: Options | None = None,
+        *,
+        idempotency_key: str | None = None,
+        response_format: type | None = None,
+    ) -> "Job":
+        """Enqueues a chat.completions body.
+
+        - `options`: PROTOCOL.md §1.2; durations are seconds.
+        - `idempotency_key`: the same key names the same job, so a submission may be repeated.
+        - `response_format`: a pydantic model; its schema goes with the request, and `job.result().parsed` is
+          such a model.
+
+        Raises JobUnavailableError; from a broker that does not take the job, too.
+        """
+        body = calls.with_model(request, response_format)
+        if self._celery is not None:
+            from .celery_door import send
+
+            answer = send(self._celery, body, options, idempotency_key)
+        else:
+            answer = self._call(calls.submission(body, options, idempotency_key))
+        return Job(self, **calls.accepted(answer, options, self._api_key), response_model=response_format)
+
+    def job(self, job_id: str, *, token: str | None = None) -> "Job":
+        """A handle of a job; asks nobody. `token`: a credential for it, instead of the client's."""
+        return Job(self, job_id, credential=token, renews=callable(self._api_key))
+
+    def retrieve(self, job_id: str) -> dict[str, Any]:
+        """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
+        return self._call(calls.retrieval(job_id))
+
+    def list(self, *, limit: int = 20, after: str = "", status: str = "") -> dict[str, Any]:
+        """A page of jobs, as GET /v1/jobs shows it, the latest first. Raises JobUnavailableError."""
+        return self._call(calls.listing(limit, after, status))
+
+    def delete(self, job_id: str) -> None:
+        """Cancels the job if it runs, and erases all of it. Raises JobUnavailableError."""
+        self._call(calls.deletion(job_id))
+
+    def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
+        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        return self.job(job_id).cancel(reason)
+
+    def events(
+        self, job_id: str, *, starting_after: int = 0, merge: bool = False, snapshot: bool = False
+    ) -> Generator[Message]:
+        """As `Job.events`."""
+        return self.job(job_id).events(starting_after, merge=merge, snapshot=snapshot)
+
+    def _call(
+        self, call: Call, credential: str | None = None, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        headers = call.headers_with(self._credential(credential))
+        try:
+            response = self._http.request(
+                call.method,
+                call.path,
+                content=call.content,
+                headers=headers,
+                timeout=self._timeout_s if timeout_s is None else timeout_s,
+            )
+        except httpx.TransportError as error:
+            raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
+        return read_answer(response)
+
+    def _credential(self, own: str | None) -> str | None:
+        return own or (self._api_key() if callable(self._api_key) else self._api_key)
+
+    def _events(
+        self, following: Following, own_credential: str | None, deadline: "_Deadline"
+    ) -> Generator[Message]:
+        connection: _WebSocket | _EventStream | None = None
+        try:
+            while not following.is_over:
+                try:
+                    if connection is None:
+                        connection = self._connect(following, self._credential(own_credential), deadline)
+                    line = connection.receive(deadline.limit(SILENCE_S))
+                except LOST as error:
+                    if connection is not None:
+                        connection.close()
+                        connection = None
+                    deadline.limit(0)
+                    time.sleep(deadline.limit(following.lost(error, time.monotonic())))
+                    continue
+                event = following.take(line)
+                if event is not None:
+                    yield event
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _connect(
+        self, following: Following, credential: str | None, deadline: "_Deadline"
+    ) -> "_WebSocket | _EventStream":
+        headers, timeout_s = calls.bearer(credential), deadline.limit(self._timeout_s)
+        if self._transport == "websocket":
+            return _WebSocket(self.base_url, following, headers, timeout_s)
+        return _EventStream(self._http, following, headers, timeout_s, deadline)
+
+
+class Job(JobBase):
+    """A job's handle. It holds nothing open; make as many as you like."""
+
+    def __init__(self, client: Client, job_id: str, **known: Any) -> None:
+        super().__init__(job_id, **known)
+        self._client = client
+
+    def events(
+        self, starting_after: int = 0, *, merge: bool = False, snapshot: bool = False
+    ) -> Generator[Message]:
+        """Every event after `starting_after`, once and in order, to the terminal one.
+
+        Reconnects and resumes by itself, when the relay says. A Snapshot stands for all events up to its
+        number: it comes first with `snapshot`, else only where the log cannot give what is missing. With
+        `merge`, text deltas that wait for a slow reader come as one (PROTOCOL.md §6.6). Raises
+        JobUnavailableError when the relay says not to come back, or cannot be reached for a minute.
+        """
+        following = self._following(starting_after, merge=merge, snapshot=snapshot)
+        return self._client._events(following, self._credential, _Deadline(None))
+
+    def text(self, starting_after: int = 0) -> Generator[str]:
+        """The text of the first choice as it grows, to the job's end, whatever that is: see `result`.
+
+        Where a job begins anew (option `restart: always`) so does its text. Raises as `events`.
+        """
+        yield from _texts(self.events(starting_after))
+
+    def stream(self, starting_after: int = 0, *, merge: bool = False, snapshot: bool = False) -> "Stream":
+        """The same events, and what they add up to. Connects when it is iterated."""
+        return Stream(self, self._following(starting_after, merge=merge, snapshot=snapshot))
+
+    def wait(
+        self, timeout_s: float | None = None, on_event: Callable[[Message], object] | None = None
+    ) -> Result:
+        """Waits for the job's end, whatever it is. `on_event` is given every event meanwhile.
+
+        Raises WaitTimeoutError after `timeout_s` seconds, JobUnavailableError as `events` does, and what
+        `on_event` raises.
+        """
+        deadline, is_watched = _Deadline(timeout_s), on_event is not None
+        following = self._following(merge=not is_watched, snapshot=not is_watched)
+        last: Message | None = None
+        for last in self._client._events(following, self._credential, deadline):
+            if on_event is not None:
+                on_event(last)
+        end = last if isinstance(last, TerminalEvent) else None
+        while (result := self._ended(end)) is None:
+            try:
+                shown = self._client._call(
+                    calls.retrieval(self.id), self._credential, deadline.limit(self._client._timeout_s)
+                )
+            except NotFoundError:  # erased meanwhile
+                if end is None:
+                    raise
+                return self._made(result_of_event(end, {}))
+            except JobUnavailableError as error:
+                time.sleep(deadline.limit(following.lost(error, time.monotonic())))
+            else:
+                return self._shown(shown)
+        return result
+
+    def result(
+        self, timeout_s: float | None = None, on_event: Callable[[Message], object] | None = None
+    ) -> Result:
+        """As `wait`, but raises JobFailedError, JobCancelledError or JobIncompleteError unless completed."""
+        return self.wait(timeout_s, on_event).check()
+
+    def cancel(self, reason: str = "client") -> CancelResult:
+        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        answer = self._client._call(calls.cancellation(self.id, reason), self._credential)
+        return msgspec.convert({"type": "cancel_result", "job_id": self.id, **answer}, CancelResult)
+
+    def retrieve(self) -> dict[str, Any]:
+        """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
+        return self._client._call(calls.retrieval(self.id), self._credential)
+
+
+class Stream(Folded):
+    """An iterator of a job's events, and what they add up to. As a context manager it ends its connection."""
+
+    def __init__(self, job: Job, following: Following) -> None:
+        super().__init__(following, job._metadata, job._response_model)
+        self._events = job._client._events(following, job._credential, _Deadline(None))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection. Idempotent; go on with `job.stream(stream.position)`."""
+        self._events.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Message:
+        event = next(self._events)
+        self._add(event)
+        return event
+
+    def text(self) -> Generator[str]:
+        """As `Job.text`, from here on."""
+        reader = TextReader()
+        for event in self:
+            if text := reader.add(event):
+                yield text
+
+
+def _texts(events: Generator[Message]) -> Generator[str]:
+    reader = TextReader()
+    with closing(events):
+        for event in events:
+            if text := reader.add(event):
+                yield text
+
+
+class _Deadline:
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def left_s(self) -> float | None:
+        """Raises WaitTimeoutError where nothing is left."""
+        if self._at is None:
+            return None
+        left_s = self._at - time.monotonic()
+        if left_s <= 0:
+            raise WaitTimeoutError(f"the job has not ended within {self._timeout_s} s")
+        return left_s
+
+    def limit(self, wait_s: float) -> float:
+        """`wait_s`, or what is left of it. Raises as `left_s`."""
+        left_s = self.left_s()
+        return wait_s if left_s is None else min(wait_s, left_s)
+
+
+class _WebSocket:
+    def __init__(
+        self, base_url: str, following: Following, headers: dict[str, str], timeout_s: float
+    ) -> None:
+        self._stack = ExitStack()
+        # Entered at once: by websockets 17 a connection is made then.
+        self._connection = self._stack.enter_context(
+            connect(
+                calls.websocket_url(base_url) + following.path("ws"),
+                subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
+                additional_headers=headers,
+                compression=None,
+                max_size=MAX_MESSAGE_BYTES,
+                open_timeout=timeout_s,
+                close_timeout=CLOSE_TIMEOUT_S,
+                ping_interval=None,  # the relay's heartbeats tell that it is alive
+            )
+        )
+
+    def receive(self, timeout_s: float) -> bytes:
+        return self._connection.recv(timeout_s, decode=False)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _EventStream:
+    def __init__(
+        self,
+        http: httpx.Client,
+        following: Following,
+        headers: dict[str, str],
+        timeout_s: float,
+        deadline: _Deadline,
+    ) -> None:
+        request = http.build_request(
+            "GET",
+            following.path("events"),
+            headers=headers | calls.EVENT_STREAM_HEADERS,
+            timeout=httpx.Timeout(timeout_s, read=deadline.limit(SILENCE_S)),
+        )
+        self._response = http.send(request, stream=True)
+        if not self._response.is_success:
+            with closing(self._response) as said:
+                raise refused(said.status_code, said.headers, said.read(), "the relay")
+        if self._response.status_code == 204:
+            following.end()
+        self._chunks = self._response.iter_raw()
+        self._decoder = SseDecoder(MAX_MESSAGE_BYTES)
+        self._lines: list[bytes] = []
+        self._timer: threading.Timer | None = None
+        if (left_s := deadline.left_s()) is not None:
+            # httpx has one time-out for all reads of a response, and comments come while nothing happens.
+            self._timer = threading.Timer(left_s, self._cut)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def receive(self, _: float) -> bytes:
+        while not self._lines:
+            data = next(self._chunks, b"")
+            if not data:
+                raise EOFError("the event stream has ended")
+            self._lines = self._decoder.feed(data)[::-1]
+        return self._lines.pop()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._response.close()
+
+    def _cut(self) -> None:
+        with suppress(OSError):
+            self._response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
