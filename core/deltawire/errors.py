@@ -52,6 +52,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "invalid_json": ErrorKind(_INVALID, 400, close_code=CloseCode.MALFORMED),
     "invalid_request": ErrorKind(_INVALID, 400),
     "unknown_option": ErrorKind(_INVALID, 400),
+    "unsupported_parameter": ErrorKind(_INVALID, 400),
     "unknown_upstream": ErrorKind(_INVALID, 400),
     "invalid_job_id": ErrorKind(_INVALID, 400),
     "unknown_message_type": ErrorKind(_INVALID, 400),

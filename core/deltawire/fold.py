@@ -249,6 +249,12 @@ class Fold:
             else:
                 _extend(known, key, value)
 
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """Those of the first choice so far, as JSON, in the order in which they came: later ones follow."""
+        calls = self._choices[0]["message"].get("tool_calls") if 0 in self._choices else None
+        known = calls if isinstance(calls, list) else ()
+        return [_plain(call) for call in known if isinstance(call, dict)]
+
     def state(self) -> dict[str, Any]:
         """All of it as JSON values, for `from_state`; to be encoded before anything else is added."""
         choices = [_shown(self._choices[index]) for index in sorted(self._choices)]

@@ -167,6 +167,7 @@ class JobLog:
         digest: str,
         created_at: float,
         traceparent: str = "",
+        response: bytes | None = None,
     ) -> Submitted:
         """Creates the job `queued`, if it does not exist. Can be repeated.
 
@@ -174,7 +175,7 @@ class JobLog:
         """
         # So that the event can be told from the record, to the last digit.
         created_at = round(created_at, 6)
-        record = _queued(request, options, created_at, traceparent)
+        record = _queued(request, options, created_at, traceparent, response)
         admission = await self.places.admit(job_id, record, is_new=True)
         if admission == "FULL" and await self.summary(job_id) is None:
             raise WireError(
@@ -495,11 +496,12 @@ class JobLog:
         """The job's record, or None."""
         return (await self.head(job_id)).record
 
-    async def summary(self, job_id: str) -> Record | None:
-        """The record without its request, which may be large."""
-        values = await self.scripts.execute("HMGET", self.keys.job(job_id).meta, *SUMMARY)
+    async def summary(self, job_id: str, *also: str) -> Record | None:
+        """The record without what may be large: `request`, `response`; those in `also` it has."""
+        names = (*SUMMARY, *also)
+        values = await self.scripts.execute("HMGET", self.keys.job(job_id).meta, *names)
         found = [
-            (name.encode(), value) for name, value in zip(SUMMARY, values, strict=True) if value is not None
+            (name.encode(), value) for name, value in zip(names, values, strict=True) if value is not None
         ]
         return read_record([part for pair in found for part in pair])
 
@@ -576,7 +578,13 @@ def _entry(entry: list[Any]) -> tuple[int, bytes]:
     return int(entry_id.partition(b"-")[0]), fields[1]
 
 
-def _queued(request: bytes, options: Options, created_at: float, traceparent: str = "") -> Record:
+def _queued(
+    request: bytes,
+    options: Options,
+    created_at: float,
+    traceparent: str = "",
+    response: bytes | None = None,
+) -> Record:
     return Record(
         status="queued",
         attempt=0,
@@ -584,5 +592,6 @@ def _queued(request: bytes, options: Options, created_at: float, traceparent: st
         tenant=options.tenant,
         options=options,
         request=request,
+        response=response,
         traceparent=traceparent,
     )

@@ -26,6 +26,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     options: Options
     digest: str = ""
     request: bytes | None = None
+    response: bytes | None = None
+    """What a Response repeats of its request, JSON; None: the job is no Response (PROTOCOL.md §5.11)."""
     started_at: float | None = None
     first_delta_at: float | None = None
     finished_at: float | None = None
@@ -88,6 +90,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
         ]
         if self.request is not None:
             fields += ["request", self.request]
+        if self.response is not None:
+            fields += ["response", self.response]
         if self.is_admitted:
             fields += ["admitted", 1]
         if self.digest:
@@ -120,6 +124,7 @@ def read_record(reply: list[bytes]) -> Record | None:
         options=msgspec.json.decode(fields[b"options"], type=Options),
         digest=fields.get(b"digest", b"").decode(),
         request=fields.get(b"request"),
+        response=fields.get(b"response"),
         started_at=moment(b"started_at"),
         first_delta_at=moment(b"first_delta_at"),
         finished_at=moment(b"finished_at"),

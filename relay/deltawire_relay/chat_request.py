@@ -36,7 +36,7 @@ def read_chat_request(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> C
         check_request(request)
         options = parse_options({**defaults, **(asked or {})}, from_http=True)
     except WireError as error:
-        raise _renamed(error) from None
+        raise renamed(error) from None
     if options.restart == "always":
         raise WireError(
             "invalid_request",
@@ -57,7 +57,8 @@ def param_here(param: str | None) -> str | None:
     return param.removeprefix("request.")
 
 
-def _renamed(error: WireError) -> WireError:
+def renamed(error: WireError) -> WireError:
+    """The error about a job, as one about a body of this door."""
     message = error.error.message.removeprefix("request.")
     if message.startswith("options"):
         message = f"deltawire{message.removeprefix('options')}"

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -108,19 +108,30 @@ class EventStream(ByteStream):
 class EventStreamResponse(Response):
     """Streams a subscriber's events until the terminal one, or until the client goes."""
 
-    def __init__(self, stream: EventStream, subscriber: Subscriber, *, release: Callable[[], None]) -> None:
-        super().__init__(headers=HEADERS)
+    def __init__(
+        self,
+        stream: ByteStream,
+        subscriber: Subscriber,
+        *,
+        release: Callable[[], None],
+        first: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`first` goes out at once; by default it tells an EventSource when to come back."""
+        super().__init__(headers={**(headers or {}), **HEADERS})
         del self.headers["content-length"]
         self._stream = stream
         self._subscriber = subscriber
         self._release = release
+        self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with until_gone(receive, self._stream.end):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 retry_ms = random.randint(1_000, 3_000)  # noqa: S311 - jitter
-                await self._stream.pour(b"retry: %d\n\n" % retry_ms, self._subscriber, send)
+                first = self._first or b"retry: %d\n\n" % retry_ms
+                await self._stream.pour(first, self._subscriber, send)
         finally:
             self._subscriber.close()
             self._release()

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deltawire.errors import Error, RedisUnavailableError, WireError
@@ -50,6 +50,15 @@ def http_app(routes: Sequence[BaseRoute], gate: Gate, limits: Limits | None = No
         max_age=600,
     )
     return _Doorkeeper(cors, gate)
+
+
+def route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> Route:
+    """One route for all methods of a path: of several, Starlette's 405 would name those of one."""
+
+    async def endpoint(request: Request) -> Response:
+        return await methods["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, endpoint, methods=list(methods))
 
 
 def json_answer(status: int, value: Any, headers: Mapping[str, str] | None = None) -> Response:

@@ -22,6 +22,13 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
+def sequence_number(name: str, text: str) -> int:
+    """The number in a header or query. Raises WireError that names it."""
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise WireError("invalid_request", f"{name} must be a sequence number", param=name)
+    return int(text)
+
+
 async def json_object(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
     """The body. Raises WireError for another media type (a form on another site, say), size or shape."""
     body = bytearray()

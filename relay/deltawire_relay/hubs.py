@@ -50,7 +50,7 @@ class Hubs:
 
         There may be ten thousand of them, so as little as possible is done for each.
         """
-        vias = {"websocket": 0, "event_stream": 0, "chat": 0}
+        vias = {"websocket": 0, "event_stream": 0, "chat": 0, "responses": 0}
         lagging, delivered = 0, self.metrics.delivered
         for hub in self:
             top = hub.tail.top

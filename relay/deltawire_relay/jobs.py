@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -22,6 +22,7 @@ from deltawire.metrics import Histogram, counter_family, histogram_family
 from deltawire.options import FIRST, Options, check_request, parse_options
 from deltawire.outputs import parsed_again
 from deltawire.queue import QUEUE, TaskSender
+from deltawire.record import Record
 from deltawire.scripts import Scripts
 from deltawire.tracing import OFF, Tracing
 
@@ -122,16 +123,19 @@ class Jobs:
         options: Options,
         principal: Principal,
         traceparent: str = "",
+        *,
+        response: dict[str, Any] | None = None,
     ) -> Submitted:
         """Writes the record: the first half of `submit`.
 
-        Raises `idempotency_conflict` where the job exists and was asked for with another body, and
-        `tenant_queue_full`.
+        `response` is what a Response repeats (`Record.response`). Raises `idempotency_conflict` where the
+        job exists and was asked for with another body, and `tenant_queue_full`.
         """
         principal.require("submit")
         options = msgspec.structs.replace(options, tenant=_tenant(principal))
         encoded = msgspec.json.encode(request)
-        digest = hashlib.sha256(msgspec.json.encode([request, _said(options)], order="sorted")).hexdigest()
+        asked = [request, _said(options)] if response is None else [request, _said(options), response]
+        digest = hashlib.sha256(msgspec.json.encode(asked, order="sorted")).hexdigest()
         with self._tracing.start(
             f"send {QUEUE}", kind="producer", parent=traceparent, attributes={"deltawire.job.id": job_id}
         ) as span:
@@ -142,6 +146,7 @@ class Jobs:
                 digest=digest,
                 created_at=time.time(),
                 traceparent=span.traceparent,
+                response=None if response is None else msgspec.json.encode(response),
             )
             if not submitted.same_body:
                 raise WireError(
@@ -181,6 +186,17 @@ class Jobs:
         job["completion"] = await self.completion(event)
         job["outputs"] = parsed_again(job["outputs"], job["completion"])
         return job
+
+    async def response(self, job_id: str, principal: Principal) -> Record:
+        """The record of a job that is a Response, without the request. Raises WireError `unknown_job`."""
+        record = await self._log.summary(job_id, "response")
+        if record is None or record.response is None or principal.tenant not in (None, record.tenant):
+            raise WireError("unknown_job", f"there is no response resp_{job_id}", param="response_id")
+        return record
+
+    def pages(self, job_id: str) -> AsyncIterator[list[bytes]]:
+        """The job's log, from its beginning, by pages. Raises RedisUnavailableError."""
+        return self._log.pages(job_id)
 
     async def list(self, wanted: Wanted, principal: Principal) -> dict[str, Any]:
         """A page of the tenant's jobs, as `GET /v1/jobs` shows it. Raises WireError."""

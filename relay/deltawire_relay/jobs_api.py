@@ -1,6 +1,5 @@
 """The HTTP door: routes are thin, the use cases are in `jobs.py` (PROTOCOL.md §5)."""
 
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 from starlette.requests import Request
@@ -17,8 +16,8 @@ from .auth import Gate, Principal, bearer_token
 from .event_stream import HEADERS as EVENT_STREAM_HEADERS
 from .event_stream import EventStream, EventStreamResponse, say_goodbye, take_place
 from .health import Health
-from .http_app import json_answer
-from .http_body import MAX_KEY_CHARACTERS, idempotency_key, json_object
+from .http_app import json_answer, route
+from .http_body import MAX_KEY_CHARACTERS, idempotency_key, json_object, sequence_number
 from .hubs import Hubs
 from .inbound import subscription
 from .job_list import MAX_LIMIT, Wanted
@@ -57,8 +56,8 @@ class JobsApi:
         return [
             Route("/healthz", self._health.healthz),
             Route("/readyz", self._health.readyz),
-            _route("/v1/jobs", GET=self.list_jobs, POST=self.create_job),
-            _route("/v1/jobs/{job_id}", GET=self.show_job, DELETE=self.delete_job),
+            route("/v1/jobs", GET=self.list_jobs, POST=self.create_job),
+            route("/v1/jobs/{job_id}", GET=self.show_job, DELETE=self.delete_job),
             Route("/v1/jobs/{job_id}/events", self.show_events),
             Route("/v1/jobs/{job_id}/cancel", self.cancel_job, methods=["POST"]),
         ]
@@ -163,15 +162,6 @@ class JobsApi:
             say_goodbye(stream, window_s)
 
 
-def _route(path: str, **methods: Callable[[Request], Awaitable[Response]]) -> Route:
-    """One route for all methods of a path: of several, Starlette's 405 would name those of one."""
-
-    async def endpoint(request: Request) -> Response:
-        return await methods["GET" if request.method == "HEAD" else request.method](request)
-
-    return Route(path, endpoint, methods=list(methods))
-
-
 def _wanted(request: Request) -> Wanted:
     """The page that a query asks for. Raises WireError."""
     query = request.query_params
@@ -189,15 +179,9 @@ def _wanted(request: Request) -> Wanted:
 
 def _position(request: Request) -> int:
     """Where the client stands: Last-Event-ID beats starting_after, which must be a number all the same."""
-    position = _sequence_number("starting_after", request.query_params.get("starting_after", "0"))
+    position = sequence_number("starting_after", request.query_params.get("starting_after", "0"))
     last = request.headers.get("last-event-id")
-    return _sequence_number("Last-Event-ID", last) if last else position
-
-
-def _sequence_number(name: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise WireError("invalid_request", f"{name} must be a sequence number", param=name)
-    return int(text)
+    return sequence_number("Last-Event-ID", last) if last else position
 
 
 def _websocket_url(url: str) -> str:

@@ -74,7 +74,7 @@ class OpenAIApi:
         self._gate.check_revoked(principal)
         asked = read_chat_request(body, self._defaults)
         if self._is_draining:
-            raise _shutting_down()
+            raise shutting_down()
         job_id = self._jobs.new_id(principal, idempotency_key(request))
         sink = ChatStream(wants_usage=asked.wants_usage) if asked.is_streamed else ChatAnswer()
         place = take_place(request, principal)
@@ -136,7 +136,7 @@ class OpenAIApi:
         if self._open:
             await asyncio.wait(tuple(self._open.values()), timeout=window_s)
         for sink in tuple(self._open):
-            sink.fail(Failure.of(_shutting_down()))
+            sink.fail(Failure.of(shutting_down()))
 
 
 class ChatStreamResponse(Response):
@@ -227,5 +227,5 @@ class Models:
         return self._models
 
 
-def _shutting_down() -> WireError:
+def shutting_down() -> WireError:
     return WireError("shutting_down", "this relay is shutting down; try again", retry_after_s=1)

@@ -42,6 +42,7 @@ from .jobs_api import JobsApi
 from .limits import Limits
 from .metrics import HttpMetrics, metrics_route
 from .openai_api import Models, OpenAIApi
+from .responses_api import ResponsesApi
 from .revocations import Revocations
 from .revoked import Revoked
 from .settings import Settings
@@ -179,10 +180,13 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         queue = RedisQueue(sender, log.scripts) if is_one_redis else CeleryQueue(sender)
         jobs = Jobs(log, hubs, queue, tracing)
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
-        api = JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint)
         tokens = TokensApi(gate, mint, verifier, revocations)
         models, grace_s = Models(log.scripts, keys), settings.chat_abandon_grace_s
-        openai = OpenAIApi(gate, hubs, jobs, models, admissions, abandon_grace_s=grace_s)
+        doors = (
+            JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint),
+            OpenAIApi(gate, hubs, jobs, models, admissions, abandon_grace_s=grace_s),
+            ResponsesApi(gate, hubs, jobs, admissions),
+        )
         limits = Limits(
             settings.bounds,
             open_files=open_files.room(),
@@ -191,7 +195,8 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         )
         websockets = WebSocketDoor(gate, hubs, jobs, admissions, limits)
         registry, lag, counts = new_registry(), LoopLag(), JobCounts(log.index)
-        routes = [*api.routes(), *tokens.routes(), *openai.routes(), metrics_route(registry, gate)]
+        routes = [route for door in (*doors, tokens) for route in door.routes()]
+        routes.append(metrics_route(registry, gate))
         http = HttpMetrics(http_app(routes, gate, limits), routes)
         links = RedisMetrics(redis, {"feed": feed.nodes})
         registry.register(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls())
@@ -204,4 +209,4 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
                 kept.append(each.keep())
         await stack.enter_async_context(in_background(*kept))
         config = _config(settings, http, websockets, limits)
-        await _Server(config, health, standby, [api, openai, websockets]).serve(list(sockets) or None)
+        await _Server(config, health, standby, [*doors, websockets]).serve(list(sockets) or None)

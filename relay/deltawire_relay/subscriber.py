@@ -31,7 +31,7 @@ class Sink(Protocol):
     """Where a subscriber's bytes go. `write_*` never block; they may make `is_writable` false."""
 
     via: str
-    """For metrics: `websocket`, `event_stream` or `chat`."""
+    """For metrics: `websocket`, `event_stream`, `chat` or `responses`."""
 
     @property
     def is_writable(self) -> bool: ...
