@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +12,7 @@ import amqp  # type: ignore[import-untyped] # ships no types
 import pytest
 from celery import Celery
 
+from tests.support.code_blocks import blocks
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.system import (
     QUEUE,
@@ -118,7 +118,7 @@ async def call(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 async def test_the_code_of_the_documentation_enqueues(system: System, broker: RabbitMQ) -> None:
     """On a broker that has no queue yet, so that the declarations of both are the same."""
-    [code] = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    [code] = [block.code for block in blocks(DOC) if block.language == "python"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", code.replace("amqp://guest:guest@127.0.0.1:5672//", broker.url)),
         stdout=asyncio.subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
+from tests.support.code_blocks import blocks
 from tests.support.system import (
     System,
     backend_app,
@@ -132,7 +132,7 @@ tenants = ["others"]
 @pytest.fixture(scope="module")
 def verify() -> Callable[..., dict[str, Any]]:
     """What the page says to do with a message."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = (block.code for block in blocks(PAGE) if block.language == "python")
     names: dict[str, Any] = {}
     exec(code, names)
     function: Callable[..., dict[str, Any]] = names["verify"]

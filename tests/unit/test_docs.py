@@ -10,13 +10,13 @@ import typer
 
 from deltawire.cli.commands import app
 from docs.configuration import names
+from tests.support.code_blocks import blocks
 from tests.unit.test_compose import OF_COMPOSE
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = [
     *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 #: What a reader makes, or sets for the tests.
 MADE: Final = {"deploy/kubernetes/overlays/mine"}
@@ -38,8 +38,8 @@ every_page: Final = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(
 
 def code(text: str) -> Iterator[str]:
     """The lines of code blocks, and what stands in the text as code."""
-    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
-        yield from block.splitlines()
+    for block in blocks(text):
+        yield from block.code.splitlines()
     yield from re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
     yield from re.findall(r"`([^`\n]+)`", text)
 
