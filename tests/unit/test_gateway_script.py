@@ -144,6 +144,11 @@ class TestSpeech:
         assert find_topic("") == "streaming"
         assert find_topic("What is the capital of France?") == "France"
 
+    def test_a_long_text_takes_about_a_minute(self) -> None:
+        """Time to reload a page and to press Stop, with nothing but a prompt."""
+        assert len(tokenize(compose("Tell me a long story about rivers."))) in range(900, 1400)
+        assert len(tokenize(compose("Tell me a story about rivers along the way."))) < 200
+
     def test_the_same_request_gets_the_same_bytes(self) -> None:
         assert text_of(plan(prompt="Why is the sky blue?")) == text_of(plan(prompt="Why is the sky blue?"))
 

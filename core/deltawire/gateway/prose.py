@@ -42,6 +42,7 @@ _TOKEN = re.compile(r"\s*(?:[\w'-]{1,12}|[^\w\s]{1,3})|\s+")
 _TOPIC = re.compile(
     r"\b(?:about|regarding|explain|describe|concerning|of|on|in)\s+([^.?!\n]+)", re.IGNORECASE
 )
+_ASKS_FOR_LENGTH = re.compile(r"\blong\b", re.IGNORECASE)
 _ASKS_FOR_UNICODE = re.compile(r"emoji|unicode|non-ascii|utf-8", re.IGNORECASE)
 _MAX_TOPIC_CHARS = 60
 _MAX_CYCLE = 64
@@ -79,7 +80,11 @@ def find_topic(prompt: str) -> str:
 
 
 def compose(prompt: str, *, variant: int = 0, unicode: bool = False) -> str:
-    """A text for a prompt. The same prompt and variant (choice index) always get the same text."""
+    """A text for a prompt. The same prompt and variant (choice index) always get the same text.
+
+    Five sentences, or sixty where the prompt asks for something long: a minute at the usual 20 words a
+    second, time to reload a page, to open another one, and to press Stop.
+    """
     if unicode or not prompt.isascii() or _ASKS_FOR_UNICODE.search(prompt):
         text = " ".join(_UNICODE[(variant + i) % len(_UNICODE)] for i in range(len(_UNICODE)))
         return text.replace("{topic}", find_topic(prompt))
@@ -87,7 +92,8 @@ def compose(prompt: str, *, variant: int = 0, unicode: bool = False) -> str:
     if "haiku" in lowered and "streaming" in lowered and variant == 0:
         return HAIKU
     seed = int.from_bytes(blake2b(prompt.encode(), digest_size=6).digest(), "big") + variant
-    middles = [_MIDDLES[(seed + 5 * i) % len(_MIDDLES)] for i in range(3)]
+    count = 58 if _ASKS_FOR_LENGTH.search(prompt) else 3
+    middles = [_MIDDLES[(seed + 5 * i) % len(_MIDDLES)] for i in range(count)]
     sentences = [_OPENERS[seed % len(_OPENERS)], *middles, _CLOSERS[seed % len(_CLOSERS)]]
     return " ".join(sentences).replace("{topic}", find_topic(prompt))
 
