@@ -1,0 +1,147 @@
+/**
+ * The two ways to a job's messages, alike: they yield each, in order; throw Lost where they end by themselves; and
+ * return where `signal` ends them, at once, whether or not somebody reads them just then.
+ */
+
+import { parsed } from "./relay.js";
+
+/** @import { Json, WireError } from "./types.js" */
+/** @typedef {{ onFrame(): void, signal: AbortSignal }} Watched */
+
+const FIRST_FRAME_MS = 10_000;
+/** Something comes every 15 s: a heartbeat, or a comment. */
+const SILENCE_MS = 35_000;
+/** A WebSocket cannot be told to wait. One whose reader lags so far behind ends, and is opened again from there. */
+const MAX_WAITING_CHARACTERS = 16_777_216;
+
+export class Lost extends Error {
+  /** @param {string} message
+   * @param {{ code?: number, status?: number, error?: WireError | null, retryAfterS?: number, cause?: unknown }} [details] */
+  constructor(message, { code = 0, status = 0, error = null, retryAfterS = 0, cause } = {}) {
+    super(message, { cause });
+    this.code = code;
+    this.status = status;
+    this.error = error;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+/**
+ * What the end of a connection means (PROTOCOL.md §6.5, §8.1).
+ * @param {{ code: number, status: number, error: WireError | null }} lost
+ * @returns {"again" | "with another token" | "never"}
+ */
+export function verdict({ code, status, error }) {
+  if (code === 4005 || status === 401 || error?.code === "token_expired") return "with another token";
+  if (code >= 4500 && code < 4600) return "never";
+  if (status >= 400 && status < 500 && status !== 408 && status !== 429) return "never";
+  const mayComeBack = code >= 4000 && code < 4500;
+  return error && !error.retryable && !mayComeBack ? "never" : "again";
+}
+
+/**
+ * A WebSocket that says `greeting` when it opens.
+ * @param {typeof globalThis.WebSocket} WebSocket @param {string} url @param {Json[]} greeting @param {Watched} watched
+ * @returns {AsyncGenerator<Json, void>}
+ */
+export async function* overWebSocket(WebSocket, url, greeting, { onFrame, signal }) {
+  /** @type {string[]} */ let queue = [];
+  let waiting = 0;
+  /** @type {Lost | "stopped" | undefined} */ let end;
+  let wake = () => {};
+  const finish = (/** @type {Lost | "stopped"} */ why) => {
+    end ??= why;
+    clearTimeout(timer);
+    socket.onopen = socket.onmessage = socket.onclose = null; // closing may take long where the network is away
+    socket.close();
+    wake();
+  };
+  const stop = () => finish("stopped");
+  if (signal.aborted) return;
+  let /** @type {WebSocket} */ socket;
+  try {
+    socket = new WebSocket(url, "deltawire.v1");
+  } catch (cause) {
+    throw new Lost(`${cause}`, { code: 1006, cause }); // a page's policy, say
+  }
+  const silent = () => finish(new Lost("nothing was heard for too long", { code: 1006 }));
+  let timer = setTimeout(silent, FIRST_FRAME_MS);
+  signal.addEventListener("abort", stop);
+  socket.onopen = () => greeting.forEach((message) => socket.send(JSON.stringify(message)));
+  socket.onclose = ({ code, reason }) => finish(new Lost(`the connection closed (${code} ${reason})`, { code }));
+  socket.onerror = () => {}; // a close follows, which says more
+  socket.onmessage = ({ data }) => {
+    clearTimeout(timer);
+    timer = setTimeout(silent, SILENCE_MS);
+    onFrame();
+    queue.push(data);
+    waiting += data.length;
+    if (waiting > MAX_WAITING_CHARACTERS) finish(new Lost("the reader lags"));
+    wake();
+  };
+  try {
+    for (;;) {
+      const batch = queue;
+      [queue, waiting] = [[], 0];
+      for (const data of batch) yield message(data);
+      if (queue.length) continue;
+      if (end === "stopped") return;
+      if (end) throw end;
+      await new Promise((resolve) => (wake = () => resolve(undefined)));
+    }
+  } finally {
+    signal.removeEventListener("abort", stop);
+    finish("stopped");
+  }
+}
+
+/**
+ * An event stream, by `fetch`, so with headers. Where there is nothing more it yields `over`.
+ * @param {typeof globalThis.fetch} fetch @param {string} url @param {Record<string, string>} headers
+ * @param {Watched} watched @returns {AsyncGenerator<Json, void>}
+ */
+export async function* overEventStream(fetch, url, headers, { onFrame, signal }) {
+  const ended = new AbortController();
+  /** Only while we wait: a reader that takes its time is no silence. @template T @param {number} ms @param {Promise<T>} what */
+  const within = async (ms, what) => {
+    const timer = setTimeout(() => ended.abort(new Lost("nothing was heard for too long")), ms);
+    return what.finally(() => clearTimeout(timer));
+  };
+  try {
+    const request = { headers: { Accept: "text/event-stream", ...headers }, cache: /** @type {const} */ ("no-store") };
+    const either = AbortSignal.any([signal, ended.signal]);
+    const response = await within(FIRST_FRAME_MS, fetch(url, { ...request, signal: either }));
+    if (response.status === 204) return yield { type: "over" };
+    if (!response.ok || !response.body) throw await refused(response);
+    const reader = response.body.getReader();
+    const decoder = new TextDecoder();
+    for (let rest = ""; ; ) {
+      const { done, value } = await within(SILENCE_MS, reader.read());
+      if (done) throw new Lost("the event stream ended");
+      onFrame();
+      const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+      rest = lines.pop() ?? "";
+      for (const line of lines) if (line.startsWith("data: ")) yield message(line.slice(6));
+    }
+  } catch (cause) {
+    if (signal.aborted) return;
+    throw cause instanceof Lost ? cause : new Lost(`the relay cannot be reached: ${cause}`, { cause });
+  } finally {
+    ended.abort();
+  }
+}
+
+/** @param {Response} response */
+async function refused(response) {
+  const { status } = response;
+  const error = parsed(await response.text())?.error ?? null;
+  const retryAfterS = Number(response.headers.get("Retry-After")) || 0;
+  return new Lost(error?.message ?? `the relay answered ${status}`, { status, error, retryAfterS });
+}
+
+/** @param {string} data @returns {Json} */
+function message(data) {
+  const value = parsed(data);
+  if (typeof value?.type !== "string") throw new Lost("what came is not this protocol's");
+  return value;
+}

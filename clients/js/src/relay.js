@@ -1,0 +1,133 @@
+import { ServerError, UnreachableError, refusal } from "./errors.js";
+
+/** @import { Json } from "./types.js" */
+
+/**
+ * @typedef {object} ClientOptions
+ * @property {string} [baseUrl] The relay's address, such as https://deltawire.example.com. Default: the page's own origin.
+ * @property {string} [apiKey] A backend's key, or any one token. A page must not hold a key.
+ * @property {(job: { jobId?: string }) => Promise<string> | string} [getToken] Gives a token for a job, or (no id) one that
+ *   may submit. Called once for each job, and again when the relay says that the token has expired, or 401. What it
+ *   throws ends the wait for it; but a TypeError, as `fetch` throws where there is no network, is tried again.
+ * @property {"auto" | "websocket" | "sse"} [transport] "auto": WebSockets, or SSE where they do not get through.
+ * @property {number} [timeoutS] Of a command. Default: 10.
+ * @property {number} [giveUpAfterS] How long a stream tries to reach the relay. Default: 120, of a page that is awake and
+ *   not offline.
+ * @property {typeof globalThis.fetch} [fetch]
+ * @property {typeof globalThis.WebSocket} [WebSocket] For Node before 22, from `ws`; without one it is SSE.
+ */
+
+const MAX_TOKENS = 1000;
+/** How long "WebSockets do not get through" is believed. */
+const BELIEVE_MS = 300_000;
+
+/** The relay as this client knows it: where, by what right, and what gets through. */
+export class Relay {
+  /** @type {Map<string | undefined, Promise<string | undefined>>} By job. */ #tokens = new Map();
+  #noWebSocketsSince = -Infinity;
+
+  /** @param {ClientOptions} options */
+  constructor({ baseUrl = globalThis.location?.origin, apiKey, getToken, transport = "auto", ...options }) {
+    if (!baseUrl) throw new TypeError("baseUrl is missing, and there is no page to take it from");
+    this.baseUrl = baseUrl.replace(/\/+$/, "");
+    this.timeoutMs = (options.timeoutS ?? 10) * 1000;
+    this.giveUpAfterMs = (options.giveUpAfterS ?? 120) * 1000;
+    this.fetch = options.fetch ?? ((...request) => globalThis.fetch(...request));
+    this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
+    this.transport = transport;
+    this.apiKey = apiKey;
+    this.getToken = getToken;
+    if (transport === "websocket" && !this.WebSocket) throw new TypeError("there is no WebSocket here: give one");
+  }
+
+  /** What opens a job (or, without an id, submits one); asked for once. @param {string} [jobId] */
+  credential(jobId) {
+    let token = this.#tokens.get(jobId);
+    if (!token) {
+      token = Promise.resolve({ jobId }).then(this.getToken ?? (() => this.apiKey));
+      this.remember(jobId, token);
+      token.catch(() => this.#forget(jobId, token));
+    }
+    return token;
+  }
+
+  /** @param {string | undefined} jobId @param {Promise<string | undefined>} token */
+  remember(jobId, token) {
+    this.#tokens.set(jobId, token);
+    if (this.#tokens.size > MAX_TOKENS) this.#tokens.delete(this.#tokens.keys().next().value);
+  }
+
+  /** Whether there may be another one in the place of one that was refused. @param {string | undefined} jobId
+   * @param {Promise<string | undefined>} token */
+  renew(jobId, token) {
+    this.#forget(jobId, token);
+    return this.getToken !== undefined;
+  }
+
+  /** @param {string | undefined} jobId @param {Promise<string | undefined> | undefined} token */
+  #forget(jobId, token) {
+    if (this.#tokens.get(jobId) === token) this.#tokens.delete(jobId); // else somebody has renewed it
+  }
+
+  /** Whether the next connection is to be an event stream. */
+  get wantsEventStream() {
+    if (this.transport !== "auto") return this.transport === "sse";
+    return !this.WebSocket || Date.now() - this.#noWebSocketsSince < BELIEVE_MS;
+  }
+
+  /** What an attempt, or another network, says of WebSockets. @param {boolean} isSo */
+  webSocketsMayPass(isSo) {
+    this.#noWebSocketsSince = isSo ? -Infinity : Date.now();
+  }
+
+  /**
+   * A command's answer. Throws JobUnavailableError.
+   * @param {string} method @param {string} path
+   * @param {{ jobId?: string, body?: Json, headers?: Record<string, string>, signal?: AbortSignal }} details
+   * @returns {Promise<any>}
+   */
+  async call(method, path, { jobId, body, headers, signal }) {
+    for (let isRenewed = false; ; isRenewed = true) {
+      const credential = this.credential(jobId);
+      const token = await credential;
+      const tooLong = AbortSignal.timeout(this.timeoutMs);
+      let response, text;
+      try {
+        response = await this.fetch(this.baseUrl + path, {
+          method,
+          headers: { ...bearer(token), ...(body && { "Content-Type": "application/json" }), ...headers },
+          body: body && JSON.stringify(body),
+          signal: signal ? AbortSignal.any([signal, tooLong]) : tooLong,
+        });
+        text = await response.text();
+      } catch (cause) {
+        signal?.throwIfAborted();
+        throw new UnreachableError(`no relay at ${this.baseUrl}: ${cause}`, { cause });
+      }
+      if (response.status === 401 && !isRenewed && this.renew(jobId, credential)) continue;
+      const answer = parsed(text);
+      if (!response.ok) throw refusal(answer?.error ?? null, response.status, this.#said(response.status));
+      if (answer === undefined) throw new ServerError(`${this.#said(response.status)}, but no JSON`);
+      return answer;
+    }
+  }
+
+  /** @param {number} status */
+  #said(status) {
+    return `${this.baseUrl} answered ${status}`;
+  }
+}
+
+/** @param {string | undefined} token @returns {Record<string, string>} */
+export function bearer(token) {
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+/** JSON's value, or undefined. @param {string} text @returns {any} */
+export function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
