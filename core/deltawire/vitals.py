@@ -1,4 +1,4 @@
-"""What each service process says of itself once a second, for `deltawire top` and `deltawire doctor`.
+"""What each service process says of itself once a second, for `deltawire top`, `doctor` and the console.
 
 It is published and not kept: nobody has to clean up after a process that died, and where nobody listens it
 costs a command a second.
@@ -65,7 +65,9 @@ async def tell(
 
 
 @asynccontextmanager
-async def listening(url: str, keys: Keys, hear: Callable[[Vitals], None]) -> AsyncIterator[None]:
+async def listening(
+    url: str, keys: Keys, hear: Callable[[Vitals], None], *, name: str = "deltawire-cli"
+) -> AsyncIterator[None]:
     """Calls `hear` with what every process says, meanwhile; a lost connection is made anew.
 
     Raises RedisUnavailableError where there is none at the start.
@@ -80,7 +82,7 @@ async def listening(url: str, keys: Keys, hear: Callable[[Vitals], None]) -> Asy
     async def subscribe(connection: RedisConnection) -> None:
         connection.push("SUBSCRIBE", keys.vitals)
 
-    link = RedisLink(url, name="deltawire-cli", on_connected=subscribe, on_push=take)
+    link = RedisLink(url, name=name, on_connected=subscribe, on_push=take)
     await link.start()
     try:
         yield

@@ -28,19 +28,19 @@ class HubMetrics:
         """To subscribers that have left."""
         self.repairs = dict.fromkeys(("gap", "tail", "reconnect", "standby", "overflow", "state_lost"), 0)
         self.log_reads = self.snapshots = 0
-        self._delays = Histogram()
+        self.delays = Histogram()
 
     def written(self, line: bytes) -> None:
         """An event has just been written to all who are up to it."""
         begin = line.find(_CREATED_AT) + len(_CREATED_AT)
         created_at = float(line[begin : line.index(b",", begin)])
-        self._delays.observe(max(0.0, time.time() - created_at))
+        self.delays.observe(max(0.0, time.time() - created_at))
 
     def collect(self) -> Iterator[Metric]:
         yield histogram_family(
             "deltawire_publish_to_write_seconds",
             "From a delta's created_at until it is written to all who are up to it.",
-            {(): self._delays},
+            {(): self.delays},
         )
         yield counter_family(
             "deltawire_repairs_total", "Losses that readers did not notice.", self.repairs, ["kind"]

@@ -31,6 +31,7 @@ from . import open_files
 from .admissions import Admissions
 from .auth import Gate
 from .commands import Commands
+from .console import console_routes
 from .feed import Feed
 from .flow import Stalls
 from .health import UNREADY_AFTER_S, Health
@@ -42,6 +43,7 @@ from .jobs_api import JobsApi
 from .limits import Limits
 from .metrics import HttpMetrics, metrics_route
 from .openai_api import Models, OpenAIApi
+from .processes import Processes
 from .responses_api import ResponsesApi
 from .revocations import Revocations
 from .revoked import Revoked
@@ -125,9 +127,16 @@ def _mint(settings: Settings) -> Mint:
 
 
 def _counts(hubs: Hubs, feed: Feed) -> dict[str, float]:
-    """What `deltawire top` shows of this process."""
-    readers = sum(len(hub.subscribers) for hub in hubs)
-    return {"jobs": len(hubs), "readers": readers, "silent_s": round(feed.silent_s, 3)}
+    """What `deltawire top` and the console show of this process."""
+    delays = hubs.metrics.delays
+    return {
+        "jobs": len(hubs),
+        "readers": sum(len(hub.subscribers) for hub in hubs),
+        "silent_s": round(feed.silent_s, 3),
+        # From publishing to writing, as sampled for the metrics: how often, and the sum.
+        "delays_total": sum(delays.counts),
+        "delays_s_total": round(delays.total, 6),
+    }
 
 
 def _config(settings: Settings, app: ASGIApp, websockets: WebSocketDoor, limits: Limits) -> uvicorn.Config:
@@ -181,6 +190,7 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         jobs = Jobs(log, hubs, queue, tracing)
         health = Health(feed, unready_after_s=UNREADY_AFTER_S)
         tokens = TokensApi(gate, mint, verifier, revocations)
+        processes = Processes(settings.redis_url, keys, gate)
         models, grace_s = Models(log.scripts, keys), settings.chat_abandon_grace_s
         doors = (
             JobsApi(settings, gate, hubs, jobs, health, admissions=admissions, mint=mint),
@@ -195,14 +205,21 @@ async def serve(settings: Settings, *, sockets: Sequence[socket.socket] = ()) ->
         )
         websockets = WebSocketDoor(gate, hubs, jobs, admissions, limits)
         registry, lag, counts = new_registry(), LoopLag(), JobCounts(log.index)
-        routes = [route for door in (*doors, tokens) for route in door.routes()]
-        routes.append(metrics_route(registry, gate))
+        routes = [
+            *(route for door in (*doors, tokens, processes) for route in door.routes()),
+            *(metrics_route(registry, gate), *console_routes(is_on=settings.has_console)),
+        ]
         http = HttpMetrics(http_app(routes, gate, limits), routes)
         links = RedisMetrics(redis, {"feed": feed.nodes})
-        registry.register(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls())
-        registry.register(gate, admissions, limits, counts, PlaceCounts(log.places))
+        registry.register(
+            *(BuildInfo("relay"), lag, links, feed, sweeper, hubs, jobs, http, Stalls()),
+            *(gate, admissions, limits, counts, PlaceCounts(log.places)),
+        )
         vitals = tell(redis, keys, "relay", secrets.token_hex(8), lambda: _counts(hubs, feed))
-        kept = [vitals, *(each.keep() for each in (sweeper, standby, websockets, admissions, counts, lag))]
+        kept = [
+            vitals,
+            *(each.keep() for each in (sweeper, standby, websockets, admissions, counts, lag, processes)),
+        ]
         for each in (jwks, revocations):
             if each is not None:
                 registry.register(each)

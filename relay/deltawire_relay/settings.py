@@ -27,6 +27,10 @@ def _is_set(environment: Environment, name: str, _: bool) -> bool:
     return environment.is_set(name)
 
 
+def _is_on(environment: Environment, name: str, default: bool) -> bool:
+    return environment.integer(name, int(default), minimum=0, maximum=1) == 1
+
+
 def _origins(environment: Environment, name: str, _: Any) -> tuple[str, ...]:
     try:
         return tuple(check_origin(origin) for origin in environment.words(name))
@@ -89,6 +93,15 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
             PORT,
         ),
     ] = 8080
+    has_console: Annotated[
+        bool,
+        Variable(
+            "DELTAWIRE_CONSOLE",
+            "The page at the relay's `/`: 1, or 0 to have none. It needs no credential, what it shows does.",
+            _is_on,
+            default="1",
+        ),
+    ] = True
     public_url: Annotated[
         str,
         Variable(
