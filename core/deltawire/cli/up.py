@@ -214,6 +214,8 @@ def _say_hello(
         Text.assemble(
             ("\ndeltawire is up", "bold green"),
             f"   relay {relay_url}   gateway {gateway}   redis {redis}\n\n",
+            ("In a browser:\n", "bold"),
+            f"  {relay_url}/\n\n",
             ("In a second terminal:\n", "bold"),
             key,
             f'  {program} submit --follow "Write a haiku about streaming."\n',
