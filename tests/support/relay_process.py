@@ -113,11 +113,15 @@ class RelayProcess:
         assert self._process is not None
         return self._process.wait(self._stop_timeout_s)
 
-    def close(self) -> None:
-        """Ends the process, by SIGTERM and, as the last resort, SIGKILL. Idempotent."""
+    def stop(self) -> None:
+        """Ends the process, by SIGTERM and, as the last resort, SIGKILL; `start` begins another. Idempotent."""
         if self._process is not None:
             end(self._process, self._stop_timeout_s)
             self._process = None
+
+    def close(self) -> None:
+        """Ends it, and removes its files. Idempotent."""
+        self.stop()
         self._directory.cleanup()
 
     def __enter__(self) -> Self:
