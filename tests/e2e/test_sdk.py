@@ -1,14 +1,16 @@
 """The SDK as its users have it: against a whole deltawire."""
 
+import asyncio
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel
 
 import deltawire
-from tests.support.system import System, request
+from tests.support.system import System, backend_app, request
 
 TRANSPORTS = ("websocket", "sse")
 HAIKU = {"model": "gpt-5.4", "messages": [{"role": "user", "content": "Write a haiku about streaming."}]}
@@ -62,6 +64,90 @@ def test_a_job_that_was_cancelled_says_so(system: System) -> None:
         with pytest.raises(deltawire.JobCancelledError, match="enough") as caught:
             job.result(timeout_s=30)
         assert caught.value.result.text
+
+
+class City(BaseModel):
+    """As a caller declares what the answer is to be."""
+
+    name: str
+    kind: Literal["capital", "other"] = "other"
+    twin: "City | None" = None
+
+
+class Colour(BaseModel):
+    red: int
+
+
+def test_an_answer_is_parsed_as_the_callers_model(system: System) -> None:
+    """The model's schema goes with the request, and the answer comes as the model."""
+    said = City(name="Bern", kind="capital", twin=City(name="Thun"))
+    with deltawire.Client(system.relay_url) as client:
+        job = client.submit(request(text=said.model_dump_json()), response_format=City)
+        result = job.result(timeout_s=30)
+        assert result.parsed == result.parse(City) == said
+        # Whoever knows no more than the id names the model, or takes the JSON.
+        other = client.job(job.id).result()
+        assert other.parsed == said.model_dump()
+        assert other.parse(City) == said
+        with pytest.raises(deltawire.OutputError, match="Colour") as caught:
+            other.parse(Colour)
+        assert caught.value.reason == "not_valid"
+        # A gateway need not keep to the schema.
+        bad = client.submit(request(text='{"name": 1}'), response_format=City).result(timeout_s=30)
+        with pytest.raises(deltawire.OutputError) as caught:
+            _ = bad.parsed
+        assert caught.value.reason == "not_valid"
+        assert client.job(bad.id).result().text == '{"name": 1}'
+
+
+def test_tool_calls_are_given_when_they_are_whole(system: System) -> None:
+    """Arguments as text and as an object; half a call is none."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    body = {**request("What is the weather in Bern?"), "tools": [tool]}
+    with deltawire.Client(system.relay_url) as client:
+        (call,) = client.submit(body).result(timeout_s=30).tool_calls
+        assert call.name == "weather"
+        assert call.id
+        assert json.loads(call.arguments) == call.parsed
+        assert call.parsed is not None
+        assert isinstance(call.parsed["city"], str)
+        half = {**body, "script": {"fault": "cut", "after": 1}}
+        result = client.submit(half).wait(timeout_s=30)
+        assert (result.status, result.tool_calls) == ("incomplete", [])
+
+
+def test_a_job_goes_straight_to_the_broker(system: System) -> None:
+    """By an app that knows nothing of us; the handle is the same, and a repeat is the same job."""
+    with backend_app(system.broker_url) as app, deltawire.Client(system.relay_url, celery=app) as client:
+        job = client.submit(HAIKU, {"metadata": {"message": "7"}}, idempotency_key="once")
+        assert client.submit(HAIKU, idempotency_key="once").id == job.id
+        assert "".join(job.text()) == TEXT
+        assert job.result(timeout_s=30).metadata == {"message": "7"}
+        assert client.submit(HAIKU).id != client.submit(HAIKU).id
+        with pytest.raises(deltawire.InvalidRequestError, match="no option 'tiemout_s'"):
+            client.submit(HAIKU, {"tiemout_s": 1})
+
+
+async def test_a_loop_goes_on_while_a_job_goes_to_the_broker(system: System) -> None:
+    """Sending blocks for milliseconds, or for seconds where the broker is away; so it is done in a thread."""
+    with backend_app(system.broker_url) as app:
+        async with deltawire.AsyncClient(system.relay_url, celery=app) as client:
+            job = await client.submit(HAIKU)
+            assert (await job.result(timeout_s=30)).text == TEXT
+    with backend_app("redis://127.0.0.1:1/0") as app:
+        app.conf.broker_connection_timeout = 1
+        async with deltawire.AsyncClient(system.relay_url, celery=app) as client:
+            submitting = asyncio.create_task(client.submit(HAIKU))
+            turns = 0
+            while not submitting.done():
+                await asyncio.sleep(0.001)
+                turns += 1
+            assert turns > 10
+            with pytest.raises(deltawire.ServerError) as caught:
+                await submitting
+    assert caught.value.error is not None
+    assert caught.value.error.code == "queue_unavailable"
 
 
 def test_services_do_not_load_what_only_the_client_needs() -> None:

@@ -12,11 +12,13 @@ import pytest
 import redis
 from celery import Celery
 
+import deltawire
 from deltawire.errors import WireError
 from deltawire.queue import QUEUE, SEPARATOR, TASK, TaskSender, make_app
 from deltawire.redis_server import RedisServer, free_port
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_servers import SentinelServers, eventually
+from tests.support.system import backend_app
 
 
 @pytest.fixture(params=["redis", "sentinel", "rabbitmq"])
@@ -105,6 +107,19 @@ def test_a_priority_is_the_messages_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
             found = [queue.get(timeout=5).properties.get("priority") for _ in range(3)]
         assert [sender.priority_of(number or 0) for number in found] == [9, 3, 0]
         assert sender.priority_of(None) == 9
+
+
+def test_the_client_declares_the_queue_as_we_do(rabbitmq: RabbitMQ) -> None:
+    """Whoever comes first declares it, and what comes second is not refused (docs/rabbitmq.md)."""
+    rabbitmq.delete_queue(QUEUE)
+    with backend_app(rabbitmq.url) as app, make_app(rabbitmq.url, key_prefix="dw") as ours:
+        app.conf.broker_transport_options = {"confirm_publish": True}
+        with deltawire.Client(celery=app) as client:
+            job = client.submit({"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
+        TaskSender(ours).send("another")
+        with ours.connection() as connection, connection.SimpleQueue(ours.amqp.queues[QUEUE]) as queue:
+            message = queue.get(timeout=5)
+    assert (message.headers["id"], message.headers["kwargsrepr"]) == (job.id, "")
 
 
 def test_a_hundred_questions_leave_no_connection_behind(redis_url: str) -> None:

@@ -114,7 +114,7 @@ class RelayProcess:
         return self._process.wait(self._stop_timeout_s)
 
     def stop(self) -> None:
-        """Ends the process, by SIGTERM and, as the last resort, SIGKILL; `start` begins another. Idempotent."""
+        """Ends the process, by SIGTERM and, as the last resort, SIGKILL. `start` begins another."""
         if self._process is not None:
             end(self._process, self._stop_timeout_s)
             self._process = None

@@ -47,6 +47,11 @@ class TcpProxy:
         """For a Redis server behind it."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def open(self) -> int:
+        """How many connections there are."""
+        return len(self._pairs)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()

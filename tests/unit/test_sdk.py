@@ -1,0 +1,303 @@
+"""What the SDK decides without any connection."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import BaseModel
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import Close
+
+import deltawire
+from deltawire.client import calls, following
+from deltawire.client.errors import refused
+from deltawire.client.following import Following
+from deltawire.client.reading import TextReader, fold_of, text_of
+from deltawire.client.result import Result, result_of_event
+from deltawire.errors import WireError
+from deltawire.events import Timings
+from deltawire.fold import Fold
+from deltawire.messages import ErrorMessage, Goodbye, Heartbeat, Snapshot
+from tests.support.sample_events import completed, delta, line, restarted, text_chunk
+
+BREAK = ConnectionClosedError(None, None)
+TIMINGS = Timings(queued_s=0.1, first_delta_s=0.2, total_s=0.3)
+
+
+def closed(code: int) -> ConnectionClosedError:
+    return ConnectionClosedError(Close(code, ""), None)
+
+
+def said(code: str, **fields: Any) -> bytes:
+    return msgspec.json.encode(ErrorMessage(error=WireError(code, "no", **fields).error))
+
+
+def test_a_cursor_follows_what_comes_once() -> None:
+    """What is known already is dropped, several deltas in one are taken as a whole."""
+    reader = Following("job", starting_after=1, merge=True)
+    assert reader.path("ws") == "/v1/jobs/job/ws?starting_after=1&merge=true"
+    assert reader.take(line(delta(1))) is None
+    merged = msgspec.structs.replace(delta(4), first_sequence_number=2)
+    assert reader.take(line(merged)) == merged
+    assert reader.position == 4
+    assert reader.take(b'{"type":"of_a_later_version","job_id":"job"}') is None
+    assert reader.take(msgspec.json.encode(Heartbeat(positions={"job": 4}))) is None
+    assert not reader.is_over
+    assert reader.take(line(completed(5))) is not None
+    assert reader.is_over
+
+
+def test_a_snapshot_is_asked_for_until_it_has_come() -> None:
+    """Afterwards the rest is, from where it stands."""
+    reader = Following("job", snapshot=True)
+    assert "mode=snapshot" in reader.path("events")
+    reader.lost(BREAK, 0.0)
+    assert "mode=snapshot" in reader.path("events")
+    reader.take(msgspec.json.encode(Snapshot(job_id="job", sequence_number=7, completion=None)))
+    assert reader.path("events") == "/v1/jobs/job/events?starting_after=7"
+
+
+def test_it_waits_as_it_is_told() -> None:
+    """By a goodbye, by an error, by `Retry-After`; else for a little, then for longer, up to a bound."""
+    reader = Following("job")
+    reader.take(msgspec.json.encode(Goodbye(code=4001, retry_after_s=7)))
+    assert reader.lost(closed(4001), 0.0) == 7
+    reader.take(said("rate_limited", retry_after_s=9))
+    assert reader.lost(closed(4013), 0.0) == 9
+    answer = refused(503, {"Retry-After": "8"}, b"<html>", "the relay")
+    assert reader.lost(answer, 0.0) == 8
+    assert 0 <= reader.lost(BREAK, 0.0) <= following.RECONNECT_MAX_S
+
+
+def test_patience_begins_with_the_first_failure_and_ends() -> None:
+    """Something good that comes renews it; errors, whatever they promise, do not."""
+    reader = Following("job")
+    reader.take(line(delta(1)))
+    reader.lost(BREAK, 1_000.0)
+    reader.lost(BREAK, 1_000.0 + following.GIVE_UP_AFTER_S)
+    reader.take(line(delta(2)))
+    reader.lost(BREAK, 2_000.0)
+    reader.take(said("redis_unavailable", retry_after_s=1))
+    with pytest.raises(deltawire.UnreachableError):
+        reader.lost(closed(4003), 2_001.0 + following.GIVE_UP_AFTER_S)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (4500, deltawire.AuthenticationError),
+        (4502, deltawire.AuthenticationError),
+        (4503, deltawire.PermissionDeniedError),
+        (4501, deltawire.InvalidRequestError),
+        (4504, deltawire.RateLimitError),
+        (4507, deltawire.NotFoundError),
+        (4599, deltawire.ServerError),
+    ],
+)
+def test_a_code_that_says_not_to_come_back_is_an_error(code: int, kind: type[Exception]) -> None:
+    """Also where the error before it was lost (PROTOCOL §6.5)."""
+    with pytest.raises(kind, match=str(code)):
+        Following("job").lost(closed(code), 0.0)
+
+
+@pytest.mark.parametrize("loss", [closed(4005), refused(401, {}, b"", "the relay")])
+def test_a_credential_is_renewed_once_between_good_messages(loss: Exception) -> None:
+    """4005, 401: with a new one at once; where that is refused, too, it is over. Without one, at once."""
+    reader = Following("job", renews=True)
+    assert reader.lost(loss, 0.0) == 0
+    reader.take(line(delta(1)))
+    assert reader.lost(loss, 0.0) == 0
+    with pytest.raises(deltawire.AuthenticationError):
+        reader.lost(loss, 0.0)
+    with pytest.raises(deltawire.AuthenticationError):
+        Following("job").lost(loss, 0.0)
+
+
+def test_a_normal_close_without_a_word_is_the_end() -> None:
+    """The job had ended where the caller began."""
+    reader = Following("job", starting_after=9)
+    reader.lost(closed(1000), 0.0)
+    assert reader.is_over
+
+
+def test_an_answer_that_is_no_relays_is_told_by_its_status() -> None:
+    """A proxy's page, say."""
+    assert type(refused(404, {}, b"<html>", "there")) is deltawire.NotFoundError
+    assert type(refused(418, {}, b"", "there")) is deltawire.InvalidRequestError
+    told = refused(502, {"Retry-After": "soon"}, b'{"error": "no"}', "there")
+    assert (type(told), told.error, told.status, told.retry_after_s) == (
+        deltawire.ServerError,
+        None,
+        502,
+        None,
+    )
+
+
+def snapshot(text: str, number: int = 5) -> Snapshot:
+    fold = Fold()
+    fold.add(text_chunk(text))
+    return Snapshot(job_id="job", sequence_number=number, completion=fold.completion())
+
+
+def test_text_is_told_once_whatever_brings_it() -> None:
+    """A snapshot in mid-stream gives what is missing, a new attempt begins anew."""
+    reader = TextReader()
+    assert reader.add(delta(1, "one ")) == "one "
+    assert reader.add(snapshot("one two ")) == "two "
+    assert reader.add(delta(6, "three")) == "three"
+    assert reader.add(completed(7)) == ""
+    assert reader.add(restarted(8)) == ""
+    assert reader.add(snapshot("uno")) == "uno"
+
+
+def test_text_in_parts_is_text() -> None:
+    """Mistral's reasoning models send content as a list; other choices are not the first."""
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Ha"}]
+    chunk = {"choices": [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": parts}}]}
+    event = msgspec.structs.replace(delta(1), chunk=msgspec.Raw(json.dumps(chunk).encode()))
+    assert list(text_of(event)) == ["Ha"]
+    empty = msgspec.structs.replace(delta(1), chunk=msgspec.Raw(b'{"choices":[]}'))
+    assert list(text_of(empty)) == list(text_of(completed(2))) == []
+
+
+def test_a_fold_goes_on_from_a_snapshot() -> None:
+    """As if it had seen every delta: text, and the calls that were begun."""
+    chunks: list[dict[str, Any]] = [
+        text_chunk("one "),
+        _tool_chunk(0, "a", "first", '{"x"'),
+        _tool_chunk(1, "b", "second", '{"y"'),
+        {
+            "choices": [
+                {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]}}
+            ]
+        },
+        {
+            "choices": [
+                {"index": 0, "delta": {"tool_calls": [{"index": 1, "function": {"arguments": ":2}"}}]}}
+            ]
+        },
+        text_chunk("two", finish_reason="tool_calls"),
+    ]
+    whole = Fold()
+    for chunk in chunks:
+        whole.add(chunk)
+    for cut in range(len(chunks) + 1):
+        begun = Fold()
+        for chunk in chunks[:cut]:
+            begun.add(chunk)
+        resumed = fold_of(begun.completion())
+        for chunk in chunks[cut:]:
+            resumed.add(chunk)
+        assert resumed.completion() == whole.completion()
+
+
+class Item(BaseModel):
+    sku: str
+    note: str | None = None
+
+
+class Order(BaseModel):
+    """What was ordered."""
+
+    first: Item
+    rest: list[Item] = []
+
+
+def test_a_models_schema_is_strict() -> None:
+    """As OpenAI wants it: all required, nothing else allowed, no defaults; the request stays as it was."""
+    request = {"model": "m", "messages": []}
+    made = calls.with_model(request, Order)["response_format"]
+    assert (made["type"], made["json_schema"]["name"], made["json_schema"]["strict"]) == (
+        "json_schema",
+        "Order",
+        True,
+    )
+    schema = made["json_schema"]["schema"]
+    for one in (schema, schema["$defs"]["Item"]):
+        assert one["required"] == list(one["properties"])
+        assert one["additionalProperties"] is False
+    assert "default" not in json.dumps(schema)
+    assert "response_format" not in request
+    assert calls.with_model(request, None) == request
+
+
+def test_nothing_stands_beside_a_reference() -> None:
+    """What is said there is moved to where it points."""
+    root = {"$defs": {"Item": {"type": "string"}}, "a": {"$ref": "#/$defs/Item", "description": "one"}}
+    assert calls.strict(root["a"], root) == {"type": "string", "description": "one"}
+
+
+def result(message: dict[str, Any], output: dict[str, Any], **fields: Any) -> Result:
+    job = {
+        "id": "job",
+        "status": "completed",
+        "completion": {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]},
+        "usage": None,
+        "usage_source": "unavailable",
+        "timings": TIMINGS,
+        "outputs": [{"index": 0, **output}],
+    }
+    return msgspec.convert(job | fields, Result)
+
+
+def test_all_kinds_of_tool_calls_are_given() -> None:
+    """Functions, those of the old API, and custom tools with free text."""
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+        {"id": "2", "type": "function", "function": {"name": "g", "arguments": ""}},
+        {"id": "3", "type": "custom", "custom": {"name": "c", "input": "free"}},
+    ]
+    message = {"tool_calls": calls, "function_call": {"name": "old", "arguments": "{}"}}
+    given = result(message, {"tool_calls": "complete"}).tool_calls
+    assert [(call.id, call.name, call.parsed) for call in given] == [
+        ("1", "f", {"x": 1}),
+        ("2", "g", {}),
+        ("3", "c", None),
+        ("", "old", {}),
+    ]
+    assert given[2].arguments == "free"
+    assert result(message, {"tool_calls": "incomplete"}).tool_calls == []
+
+
+def test_a_refusal_is_no_answer() -> None:
+    """Nor is what was cut off."""
+    refusing = result({"content": None, "refusal": "I cannot."}, {})
+    assert refusing.refusal == "I cannot."
+    with pytest.raises(deltawire.OutputError, match="I cannot") as caught:
+        refusing.parse(Item)
+    assert caught.value.reason == "refused"
+    with pytest.raises(deltawire.OutputError) as caught:
+        result({"content": '{"sku":"1"}'}, {}, status="incomplete").parse(Item)
+    assert caught.value.reason == "incomplete"
+    with pytest.raises(deltawire.OutputError) as caught:
+        _ = result({}, {"parse_error": {"reason": "not_json", "message": "no"}}).parsed
+    assert caught.value.reason == "not_json"
+
+
+def test_a_result_without_an_answer_is_empty() -> None:
+    """A job that failed before its first delta."""
+    empty = result_of_event(msgspec.structs.replace(completed(1), completion=None), {})
+    assert (empty.text, empty.refusal, empty.tool_calls, empty.parsed) == ("", None, [], None)
+
+
+def test_defaults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the command line has, too."""
+    for name in ("DELTAWIRE_PUBLIC_URL", "DELTAWIRE_PORT", "DELTAWIRE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with deltawire.Client() as client:
+        assert (client.base_url, client._credential(None)) == ("http://127.0.0.1:8080", None)
+    monkeypatch.setenv("DELTAWIRE_PORT", "9000")
+    monkeypatch.setenv("DELTAWIRE_API_KEY", "dw_key")
+    with deltawire.Client() as client:
+        assert (client.base_url, client._credential(None)) == ("http://127.0.0.1:9000", "dw_key")
+    monkeypatch.setenv("DELTAWIRE_PUBLIC_URL", "https://relay.example.com/")
+    with deltawire.Client(api_key="dw_other") as client:
+        assert (client.base_url, client._credential(None)) == ("https://relay.example.com", "dw_other")
+        assert client._credential("a.job.token") == "a.job.token"
+
+
+def _tool_chunk(index: int, call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    call = {"index": index, "id": call_id, "type": "function", "function": function}
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
