@@ -183,7 +183,7 @@ async def test_a_connection_that_says_nothing_is_left(
     relay: RelayProcess, jobs: Producer, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half-open: nothing ends it, but no heartbeat comes either."""
-    for module in ("sync_client", "async_client"):
+    for module in ("sync_connections", "async_connections"):
         monkeypatch.setattr(f"deltawire.client.{module}.SILENCE_S", 0.5)
     job = await jobs.running("one ")
     async with tcp_proxy(urlsplit(relay.url).port or 0) as proxy:

@@ -10,29 +10,25 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
-import msgspec
-import websockets
-from websockets.asyncio.client import ClientConnection, connect
 
 from deltawire.events import TerminalEvent
 from deltawire.messages import CancelResult
-from deltawire.sse_decoder import SseDecoder
 
 from . import calls
-from .calls import Call, Options, Request
+from .async_connections import EventStream, WebSocket
+from .calls import Call, Options, Request, Transport
 from .errors import (
+    LOST,
     JobUnavailableError,
     NotFoundError,
     UnreachableError,
     WaitTimeoutError,
     read_answer,
-    refused,
 )
-from .following import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES, SILENCE_S, SUBPROTOCOL, Following
+from .following import Following, Message
 from .job import JobBase
 from .reading import Folded, TextReader
 from .result import Result, result_of_event
-from .sync_client import LOST, Message, Transport
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -97,9 +93,8 @@ class AsyncClient:
             answer = await asyncio.to_thread(send, self._celery, body, options, idempotency_key)
         else:
             answer = await self._call(calls.submission(body, options, idempotency_key))
-        return AsyncJob(
-            self, **calls.accepted(answer, options, self._api_key), response_model=response_format
-        )
+        known = calls.accepted(answer, options, self._api_key)
+        return AsyncJob(self, answer["id"], **known, response_model=response_format)
 
     def job(self, job_id: str, *, token: str | None = None) -> "AsyncJob":
         """A handle of a job; asks nobody. `token`: a credential for it, instead of the client's."""
@@ -119,7 +114,7 @@ class AsyncClient:
 
     async def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
         """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
-        return await self.job(job_id).cancel(reason)
+        return await self.job(job_id).cancel(reason=reason)
 
     def events(
         self, job_id: str, *, starting_after: int = 0, merge: bool = False, snapshot: bool = False
@@ -142,7 +137,7 @@ class AsyncClient:
         return await made if inspect.isawaitable(made) else made
 
     async def _events(self, following: Following, own_credential: str | None) -> AsyncGenerator[Message]:
-        connection: _WebSocket | _EventStream | None = None
+        connection: WebSocket | EventStream | None = None
         try:
             while not following.is_over:
                 try:
@@ -162,11 +157,11 @@ class AsyncClient:
             if connection is not None:
                 await connection.close()
 
-    async def _connect(self, following: Following, credential: str | None) -> "_WebSocket | _EventStream":
+    async def _connect(self, following: Following, credential: str | None) -> WebSocket | EventStream:
         headers = calls.bearer(credential)
         if self._transport == "websocket":
-            return _WebSocket(await _open_websocket(self.base_url, following, headers, self._timeout_s))
-        return _EventStream(await _open_event_stream(self._http, following, headers, self._timeout_s))
+            return await WebSocket.open(self.base_url, following, headers, self._timeout_s)
+        return await EventStream.open(self._http, following, headers, self._timeout_s)
 
 
 class AsyncJob(JobBase):
@@ -254,7 +249,7 @@ class AsyncJob(JobBase):
     async def cancel(self, reason: str = "client") -> CancelResult:
         """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
         answer = await self._client._call(calls.cancellation(self.id, reason), self._credential)
-        return msgspec.convert({"type": "cancel_result", "job_id": self.id, **answer}, CancelResult)
+        return calls.cancelled(self.id, answer)
 
     async def retrieve(self) -> dict[str, Any]:
         """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
@@ -292,83 +287,3 @@ class AsyncStream(Folded):
         async for event in self:
             if text := reader.add(event):
                 yield text
-
-
-async def _open_websocket(
-    base_url: str, following: Following, headers: dict[str, str], timeout_s: float
-) -> ClientConnection:
-    return await connect(
-        calls.websocket_url(base_url) + following.path("ws"),
-        subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
-        additional_headers=headers,
-        compression=None,
-        max_size=MAX_MESSAGE_BYTES,
-        open_timeout=timeout_s,
-        close_timeout=CLOSE_TIMEOUT_S,
-        ping_interval=None,  # the relay's heartbeats tell that it is alive
-    )
-
-
-class _WebSocket:
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-        self._loop = asyncio.get_running_loop()
-        self._waits_since: float | None = None
-        self._watch = self._loop.call_later(SILENCE_S, self._look)
-
-    async def receive(self) -> bytes:
-        self._waits_since = self._loop.time()
-        try:
-            return await self._connection.recv(decode=False)
-        finally:
-            self._waits_since = None
-
-    async def close(self) -> None:
-        self._watch.cancel()
-        await self._connection.close()
-
-    def _look(self) -> None:
-        """Cuts a connection that says nothing. One timer for all messages, since each has to be cheap."""
-        now = self._loop.time()
-        since = now if self._waits_since is None else self._waits_since
-        if now - since >= SILENCE_S:
-            self._connection.transport.abort()
-        else:
-            self._watch = self._loop.call_at(since + SILENCE_S, self._look)
-
-
-async def _open_event_stream(
-    http: httpx.AsyncClient, following: Following, headers: dict[str, str], timeout_s: float
-) -> httpx.Response:
-    request = http.build_request(
-        "GET",
-        following.path("events"),
-        headers=headers | calls.EVENT_STREAM_HEADERS,
-        timeout=httpx.Timeout(timeout_s, read=SILENCE_S),
-    )
-    response = await http.send(request, stream=True)
-    if not response.is_success:
-        async with aclosing(response):
-            raise refused(response.status_code, response.headers, await response.aread(), "the relay")
-    if response.status_code == 204:
-        following.end()
-    return response
-
-
-class _EventStream:
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._chunks = response.aiter_raw()
-        self._decoder = SseDecoder(MAX_MESSAGE_BYTES)
-        self._lines: list[bytes] = []
-
-    async def receive(self) -> bytes:
-        while not self._lines:
-            data = await anext(self._chunks, b"")
-            if not data:
-                raise EOFError("the event stream has ended")
-            self._lines = self._decoder.feed(data)[::-1]
-        return self._lines.pop()
-
-    async def close(self) -> None:
-        await self._response.aclose()

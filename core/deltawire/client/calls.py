@@ -2,18 +2,24 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
 import httpx
 import msgspec
 
 from deltawire.environment import Environment
+from deltawire.messages import CancelResult
 
+from .following import MAX_MESSAGE_BYTES, Following
+
+SUBPROTOCOL: Final = "deltawire.v1"
+CLOSE_TIMEOUT_S: Final = 1.0  # for the relay to answer a close frame; nothing depends on it
 ADDRESS: Final = "http://127.0.0.1"
 JWT_DOTS: Final = 2
 EVENT_STREAM_HEADERS: Final = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
 
+Transport = Literal["websocket", "sse"]
 Request = Mapping[str, Any]
 """A chat.completions body: `model`, `messages`, and whatever else the gateway understands."""
 Options = Mapping[str, Any]
@@ -69,8 +75,21 @@ def http_options(base_url: str, timeout_s: float) -> dict[str, Any]:
     }
 
 
-def websocket_url(base_url: str) -> str:
-    return f"ws{base_url.removeprefix('http')}"
+def websocket_options(headers: dict[str, str], timeout_s: float) -> dict[str, Any]:
+    """For websockets. It sends no pings: the relay's heartbeats tell that it is alive."""
+    return {
+        "subprotocols": [SUBPROTOCOL],
+        "additional_headers": headers,
+        "compression": None,
+        "max_size": MAX_MESSAGE_BYTES,
+        "open_timeout": timeout_s,
+        "close_timeout": CLOSE_TIMEOUT_S,
+        "ping_interval": None,
+    }
+
+
+def websocket_url(base_url: str, following: Following) -> str:
+    return f"ws{base_url.removeprefix('http')}{following.path('ws')}"
 
 
 def with_model(request: Request, response_format: type | None) -> dict[str, Any]:
@@ -113,6 +132,10 @@ def cancellation(job_id: str, reason: str) -> Call:
     return Call("POST", f"/v1/jobs/{job_id}/cancel", {"reason": reason})
 
 
+def cancelled(job_id: str, answer: dict[str, Any]) -> CancelResult:
+    return msgspec.convert({"type": "cancel_result", "job_id": job_id, **answer}, CancelResult)
+
+
 def retrieval(job_id: str) -> Call:
     return Call("GET", f"/v1/jobs/{job_id}")
 
@@ -129,10 +152,10 @@ def listing(limit: int, after: str, status: str) -> Call:
 def accepted(answer: dict[str, Any], options: Options | None, credential: object) -> dict[str, Any]:
     """What a handle is made of, from the answer to a submission."""
     return {
-        "job_id": answer["id"],
         "status": answer["status"],
         "token": answer.get("token"),
         "urls": answer["urls"],
         "credential": answer.get("token") if is_token(credential) else None,
+        "renews": callable(credential),
         "metadata": dict((options or {}).get("metadata") or {}),
     }

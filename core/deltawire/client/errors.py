@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import msgspec
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from deltawire.errors import ERRORS, DeltawireError, Error
 
@@ -111,6 +111,16 @@ class OutputError(DeltawireError):
 class WaitTimeoutError(DeltawireError, TimeoutError):
     """The time that the caller gave was not enough. The job goes on: wait again, or cancel it."""
 
+
+LOST: Final = (
+    ConnectionClosed,
+    InvalidHandshake,
+    OSError,  # TimeoutError is one
+    EOFError,
+    httpx.TransportError,
+    JobUnavailableError,
+)
+"""What ends a connection, or the making of one."""
 
 _BY_TYPE: Final[dict[str, type[JobUnavailableError]]] = {
     "invalid_request_error": InvalidRequestError,

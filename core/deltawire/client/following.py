@@ -27,13 +27,14 @@ from .errors import (
     refusal,
 )
 
-SUBPROTOCOL: Final = "deltawire.v1"
 RECONNECT_MAX_S: Final = 5.0
 GIVE_UP_AFTER_S: Final = 60.0
 SILENCE_S: Final = 40.0
 """A connection on which nothing came for so long is dead: the relay says something every 15 s (§6.3, §7)."""
-CLOSE_TIMEOUT_S: Final = 1.0  # for the relay to answer a close frame; nothing depends on it
 MAX_MESSAGE_BYTES: Final = 16_777_216  # a snapshot of a long job
+Message = Event | Snapshot
+"""What a caller gets: each event once, or a Snapshot in the place of all events up to its number."""
+
 _PASSING: Final = frozenset({408, 425, 429})
 
 _decoder: Final[msgspec.json.Decoder[Event | ServerMessage]] = msgspec.json.Decoder(Event | ServerMessage)
@@ -88,7 +89,7 @@ class Following:
         """There is nothing behind the position: the job had ended there."""
         self.is_over = True
 
-    def take(self, line: bytes) -> Event | Snapshot | None:
+    def take(self, line: bytes) -> Message | None:
         """What a message holds for the caller, in order and once. None: nothing.
 
         Raises JobUnavailableError where the relay refuses for good.
@@ -123,6 +124,8 @@ class Following:
 
         Raises JobUnavailableError where there is no point in that. `now` is any clock's, in seconds.
         """
+        if self.is_over:
+            return 0.0
         said, self._said = self._said, None
         wait_s, self._wait_s = self._wait_s, 0.0
         if isinstance(error, InvalidStatus):

@@ -5,18 +5,18 @@ from typing import Any, Final
 
 import msgspec
 
-from deltawire.events import Delta, Event, Restarted, TerminalEvent
+from deltawire.events import Delta, Restarted, TerminalEvent
 from deltawire.fold import Fold
 from deltawire.messages import Snapshot
 from deltawire.outputs import text_of as text_of_message
 
-from .following import Following
+from .following import Following, Message
 from .result import Result, result_of_event
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def text_of(event: Event | Snapshot) -> Iterator[str]:
+def text_of(event: Message) -> Iterator[str]:
     """The text that a delta adds to the first choice (or a snapshot holds)."""
     if isinstance(event, Delta):
         text = _added(_decode(event.chunk))
@@ -47,7 +47,7 @@ class TextReader:
     def __init__(self) -> None:
         self._length = 0  # of what was read
 
-    def add(self, event: Event | Snapshot) -> str:
+    def add(self, event: Message) -> str:
         """What `event` adds to the text; "" where it adds nothing."""
         if isinstance(event, Delta):
             text = _added(_decode(event.chunk))
@@ -96,7 +96,7 @@ class Folded:
         made = result_of_event(self._end, self._metadata or {}, self._fold.completion())
         return msgspec.structs.replace(made, response_model=self._response_model)
 
-    def _add(self, event: Event | Snapshot) -> None:
+    def _add(self, event: Message) -> None:
         if isinstance(event, Delta):
             self._fold.add(_decode(event.chunk))
         elif isinstance(event, Snapshot):

@@ -3,54 +3,29 @@
 What is to be done is decided elsewhere (`following`, `calls`, `errors`, `reading`); here is the I/O.
 """
 
-import socket
-import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
-import msgspec
-import websockets
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
-from websockets.sync.client import connect
 
-from deltawire.events import Event, TerminalEvent
-from deltawire.messages import CancelResult, Snapshot
-from deltawire.sse_decoder import SseDecoder
+from deltawire.events import TerminalEvent
+from deltawire.messages import CancelResult
 
 from . import calls
-from .calls import Call, Options, Request
-from .errors import (
-    JobUnavailableError,
-    NotFoundError,
-    UnreachableError,
-    WaitTimeoutError,
-    read_answer,
-    refused,
-)
-from .following import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES, SILENCE_S, SUBPROTOCOL, Following
+from .calls import Call, Options, Request, Transport
+from .errors import LOST, JobUnavailableError, NotFoundError, UnreachableError, read_answer
+from .following import Following, Message
 from .job import JobBase
 from .reading import Folded, TextReader
 from .result import Result, result_of_event
+from .sync_connections import Deadline, EventStream, WebSocket
 
 if TYPE_CHECKING:
     from celery import Celery
-
-Transport = Literal["websocket", "sse"]
-Message = Event | Snapshot
-LOST: Final = (
-    ConnectionClosed,
-    InvalidHandshake,
-    OSError,  # TimeoutError is one
-    EOFError,
-    httpx.TransportError,
-    JobUnavailableError,
-)
-"""What ends a connection, or the making of one."""
 
 
 class Client:
@@ -123,7 +98,8 @@ class Client:
             answer = send(self._celery, body, options, idempotency_key)
         else:
             answer = self._call(calls.submission(body, options, idempotency_key))
-        return Job(self, **calls.accepted(answer, options, self._api_key), response_model=response_format)
+        known = calls.accepted(answer, options, self._api_key)
+        return Job(self, answer["id"], **known, response_model=response_format)
 
     def job(self, job_id: str, *, token: str | None = None) -> "Job":
         """A handle of a job; asks nobody. `token`: a credential for it, instead of the client's."""
@@ -143,7 +119,7 @@ class Client:
 
     def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
         """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
-        return self.job(job_id).cancel(reason)
+        return self.job(job_id).cancel(reason=reason)
 
     def events(
         self, job_id: str, *, starting_after: int = 0, merge: bool = False, snapshot: bool = False
@@ -171,15 +147,15 @@ class Client:
         return own or (self._api_key() if callable(self._api_key) else self._api_key)
 
     def _events(
-        self, following: Following, own_credential: str | None, deadline: "_Deadline"
+        self, following: Following, own_credential: str | None, deadline: Deadline
     ) -> Generator[Message]:
-        connection: _WebSocket | _EventStream | None = None
+        connection: WebSocket | EventStream | None = None
         try:
             while not following.is_over:
                 try:
                     if connection is None:
                         connection = self._connect(following, self._credential(own_credential), deadline)
-                    line = connection.receive(deadline.limit(SILENCE_S))
+                    line = connection.receive(deadline)
                 except LOST as error:
                     if connection is not None:
                         connection.close()
@@ -195,12 +171,12 @@ class Client:
                 connection.close()
 
     def _connect(
-        self, following: Following, credential: str | None, deadline: "_Deadline"
-    ) -> "_WebSocket | _EventStream":
+        self, following: Following, credential: str | None, deadline: Deadline
+    ) -> WebSocket | EventStream:
         headers, timeout_s = calls.bearer(credential), deadline.limit(self._timeout_s)
         if self._transport == "websocket":
-            return _WebSocket(self.base_url, following, headers, timeout_s)
-        return _EventStream(self._http, following, headers, timeout_s, deadline)
+            return WebSocket(self.base_url, following, headers, timeout_s)
+        return EventStream(self._http, following, headers, timeout_s, deadline)
 
 
 class Job(JobBase):
@@ -221,7 +197,7 @@ class Job(JobBase):
         JobUnavailableError when the relay says not to come back, or cannot be reached for a minute.
         """
         following = self._following(starting_after, merge=merge, snapshot=snapshot)
-        return self._client._events(following, self._credential, _Deadline(None))
+        return self._client._events(following, self._credential, Deadline(None))
 
     def text(self, starting_after: int = 0) -> Generator[str]:
         """The text of the first choice as it grows, to the job's end, whatever that is: see `result`.
@@ -242,7 +218,7 @@ class Job(JobBase):
         Raises WaitTimeoutError after `timeout_s` seconds, JobUnavailableError as `events` does, and what
         `on_event` raises.
         """
-        deadline, is_watched = _Deadline(timeout_s), on_event is not None
+        deadline, is_watched = Deadline(timeout_s), on_event is not None
         following = self._following(merge=not is_watched, snapshot=not is_watched)
         last: Message | None = None
         for last in self._client._events(following, self._credential, deadline):
@@ -273,7 +249,7 @@ class Job(JobBase):
     def cancel(self, reason: str = "client") -> CancelResult:
         """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
         answer = self._client._call(calls.cancellation(self.id, reason), self._credential)
-        return msgspec.convert({"type": "cancel_result", "job_id": self.id, **answer}, CancelResult)
+        return calls.cancelled(self.id, answer)
 
     def retrieve(self) -> dict[str, Any]:
         """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
@@ -285,7 +261,7 @@ class Stream(Folded):
 
     def __init__(self, job: Job, following: Following) -> None:
         super().__init__(following, job._metadata, job._response_model)
-        self._events = job._client._events(following, job._credential, _Deadline(None))
+        self._events = job._client._events(following, job._credential, Deadline(None))
 
     def __enter__(self) -> Self:
         return self
@@ -319,98 +295,3 @@ def _texts(events: Generator[Message]) -> Generator[str]:
         for event in events:
             if text := reader.add(event):
                 yield text
-
-
-class _Deadline:
-    def __init__(self, timeout_s: float | None) -> None:
-        self._timeout_s = timeout_s
-        self._at = None if timeout_s is None else time.monotonic() + timeout_s
-
-    def left_s(self) -> float | None:
-        """Raises WaitTimeoutError where nothing is left."""
-        if self._at is None:
-            return None
-        left_s = self._at - time.monotonic()
-        if left_s <= 0:
-            raise WaitTimeoutError(f"the job has not ended within {self._timeout_s} s")
-        return left_s
-
-    def limit(self, wait_s: float) -> float:
-        """`wait_s`, or what is left of it. Raises as `left_s`."""
-        left_s = self.left_s()
-        return wait_s if left_s is None else min(wait_s, left_s)
-
-
-class _WebSocket:
-    def __init__(
-        self, base_url: str, following: Following, headers: dict[str, str], timeout_s: float
-    ) -> None:
-        self._stack = ExitStack()
-        # Entered at once: by websockets 17 a connection is made then.
-        self._connection = self._stack.enter_context(
-            connect(
-                calls.websocket_url(base_url) + following.path("ws"),
-                subprotocols=[websockets.Subprotocol(SUBPROTOCOL)],
-                additional_headers=headers,
-                compression=None,
-                max_size=MAX_MESSAGE_BYTES,
-                open_timeout=timeout_s,
-                close_timeout=CLOSE_TIMEOUT_S,
-                ping_interval=None,  # the relay's heartbeats tell that it is alive
-            )
-        )
-
-    def receive(self, timeout_s: float) -> bytes:
-        return self._connection.recv(timeout_s, decode=False)
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-class _EventStream:
-    def __init__(
-        self,
-        http: httpx.Client,
-        following: Following,
-        headers: dict[str, str],
-        timeout_s: float,
-        deadline: _Deadline,
-    ) -> None:
-        request = http.build_request(
-            "GET",
-            following.path("events"),
-            headers=headers | calls.EVENT_STREAM_HEADERS,
-            timeout=httpx.Timeout(timeout_s, read=deadline.limit(SILENCE_S)),
-        )
-        self._response = http.send(request, stream=True)
-        if not self._response.is_success:
-            with closing(self._response) as said:
-                raise refused(said.status_code, said.headers, said.read(), "the relay")
-        if self._response.status_code == 204:
-            following.end()
-        self._chunks = self._response.iter_raw()
-        self._decoder = SseDecoder(MAX_MESSAGE_BYTES)
-        self._lines: list[bytes] = []
-        self._timer: threading.Timer | None = None
-        if (left_s := deadline.left_s()) is not None:
-            # httpx has one time-out for all reads of a response, and comments come while nothing happens.
-            self._timer = threading.Timer(left_s, self._cut)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def receive(self, _: float) -> bytes:
-        while not self._lines:
-            data = next(self._chunks, b"")
-            if not data:
-                raise EOFError("the event stream has ended")
-            self._lines = self._decoder.feed(data)[::-1]
-        return self._lines.pop()
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._response.close()
-
-    def _cut(self) -> None:
-        with suppress(OSError):
-            self._response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
