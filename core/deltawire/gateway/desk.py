@@ -3,6 +3,7 @@
 import hmac
 import secrets
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from urllib.parse import parse_qs, urlsplit
 
@@ -45,11 +46,13 @@ class Answer(Struct, frozen=True):
 class Desk:
     """Answers requests. `ledger` and the count of faults are its only state.
 
-    The API key opens `/v1` only: the other endpoints show nothing worth hiding, and tests need them.
+    What `direct` makes of the body of a chat completion is taken for it. The API key opens `/v1` only: the
+    other endpoints show nothing worth hiding, and tests need them.
     """
 
-    def __init__(self, *, rate: float, api_key: str | None) -> None:
+    def __init__(self, *, rate: float, api_key: str | None, direct: Callable[[bytes], bytes]) -> None:
         self._rate = rate
+        self._direct = direct
         self._api_key = api_key.encode() if api_key else None
         self._started_at = time.time()
         self._faults = FaultCounter()
@@ -106,7 +109,7 @@ class Desk:
 
     def _complete(self, request: HttpRequest, record: RequestRecord) -> Reply | Plan:
         try:
-            chat = parse_request(request.body)
+            chat = parse_request(self._direct(request.body))
             record.model = chat.model
             if chat.script.fault and not self._faults.meets_fault(chat, record.client_request_id):
                 chat = msgspec.structs.replace(chat, script=chat.script.without_fault())

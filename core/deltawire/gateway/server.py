@@ -24,9 +24,10 @@ class Gateway:
     """A scripted OpenAI-compatible server in the loop that is running.
 
     `rate` is in content deltas per second and stream, 0 for no limit, and yields to a request's
-    `script.rate`. With an `api_key`, `/v1` wants it as a bearer token. Nothing that a request says is kept
-    but its model and its `X-Client-Request-Id`. A gateway that was stopped may be started again and then
-    listens where it did before; its records are kept.
+    `script.rate`. With an `api_key`, `/v1` wants it as a bearer token. `direct` gets the body of each chat
+    completion and returns what to take for it, such as the same with a script. Nothing that a request says
+    is kept but its model and its `X-Client-Request-Id`. A gateway that was stopped may be started again and
+    then listens where it did before; its records are kept.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Gateway:
         port: int = 0,
         rate: float = DEFAULT_RATE,
         api_key: str | None = None,
+        direct: Callable[[bytes], bytes] = lambda body: body,
     ) -> None:
         if rate < 0:
             raise ValueError("rate must not be negative")
         self._host = host
         self._port = port
-        self._desk = Desk(rate=rate, api_key=api_key)
+        self._desk = Desk(rate=rate, api_key=api_key, direct=direct)
         self._server: asyncio.Server | None = None
         self._wheel: TimerWheel | None = None
         self._is_open = False
