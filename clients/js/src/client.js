@@ -71,7 +71,7 @@ export class Client {
     const output = outputs?.find((/** @type {Json} */ each) => each.index === 0);
     const calls = output?.tool_calls === "complete" ? completion.choices[0].message.tool_calls : undefined;
     const text = textOf(completion);
-    const result = { ...terminal, completion, outputs, id: jobId, status, text, tool_calls: calls ?? [] };
+    const result = { ...terminal, completion, outputs: outputs ?? [], id: jobId, status, text, tool_calls: calls ?? [] };
     const whole = { ...result, parsed: output?.parsed ?? null };
     if (status !== "completed") throw ending(whole);
     return whole;

@@ -3,11 +3,12 @@
  * return where `signal` ends them, at once, whether or not somebody reads them just then.
  */
 
-import { parsed } from "./relay.js";
+import { bearer, parsed } from "./relay.js";
 
 /** @import { Json, WireError } from "./types.js" */
 /** @typedef {{ onFrame(): void, signal: AbortSignal }} Watched */
 
+const PROTOCOL = "deltawire.v1";
 const FIRST_FRAME_MS = 10_000;
 /** Something comes every 15 s: a heartbeat, or a comment. */
 const SILENCE_MS = 35_000;
@@ -40,11 +41,16 @@ export function verdict({ code, status, error }) {
 }
 
 /**
- * A WebSocket that says `greeting` when it opens.
- * @param {typeof globalThis.WebSocket} WebSocket @param {string} url @param {Json[]} greeting @param {Watched} watched
- * @returns {AsyncGenerator<Json, void>}
+ * A WebSocket that subscribes when it opens. A page cannot send headers with it, so its token is the first message;
+ * elsewhere there is no Origin, without which the relay wants the header (PROTOCOL.md §5.1).
+ * @param {typeof globalThis.WebSocket} WebSocket @param {string} url @param {string | undefined} token
+ * @param {Json} subscribe @param {Watched} watched @returns {AsyncGenerator<Json, void>}
  */
-export async function* overWebSocket(WebSocket, url, greeting, { onFrame, signal }) {
+export async function* overWebSocket(WebSocket, url, token, subscribe, { onFrame, signal }) {
+  const isPage = globalThis.location !== undefined;
+  const greeting = isPage && token ? [{ type: "authenticate", token }, subscribe] : [subscribe];
+  /** Node's own takes this in the protocol's place, and so does that of `ws`. @type {any} */
+  const how = isPage ? PROTOCOL : { protocols: PROTOCOL, headers: bearer(token) };
   /** @type {string[]} */ let queue = [];
   let waiting = 0;
   /** @type {Lost | "stopped" | undefined} */ let end;
@@ -60,7 +66,7 @@ export async function* overWebSocket(WebSocket, url, greeting, { onFrame, signal
   if (signal.aborted) return;
   let /** @type {WebSocket} */ socket;
   try {
-    socket = new WebSocket(url, "deltawire.v1");
+    socket = new WebSocket(url, how);
   } catch (cause) {
     throw new Lost(`${cause}`, { code: 1006, cause }); // a page's policy, say
   }
@@ -97,10 +103,10 @@ export async function* overWebSocket(WebSocket, url, greeting, { onFrame, signal
 
 /**
  * An event stream, by `fetch`, so with headers. Where there is nothing more it yields `over`.
- * @param {typeof globalThis.fetch} fetch @param {string} url @param {Record<string, string>} headers
+ * @param {typeof globalThis.fetch} fetch @param {string} url @param {string | undefined} token
  * @param {Watched} watched @returns {AsyncGenerator<Json, void>}
  */
-export async function* overEventStream(fetch, url, headers, { onFrame, signal }) {
+export async function* overEventStream(fetch, url, token, { onFrame, signal }) {
   const ended = new AbortController();
   /** Only while we wait: a reader that takes its time is no silence. @template T @param {number} ms @param {Promise<T>} what */
   const within = async (ms, what) => {
@@ -108,9 +114,9 @@ export async function* overEventStream(fetch, url, headers, { onFrame, signal })
     return what.finally(() => clearTimeout(timer));
   };
   try {
-    const request = { headers: { Accept: "text/event-stream", ...headers }, cache: /** @type {const} */ ("no-store") };
     const either = AbortSignal.any([signal, ended.signal]);
-    const response = await within(FIRST_FRAME_MS, fetch(url, { ...request, signal: either }));
+    const asking = fetch(url, { headers: bearer(token), cache: "no-store", signal: either });
+    const response = await within(FIRST_FRAME_MS, asking);
     if (response.status === 204) return yield { type: "over" };
     if (!response.ok || !response.body) throw await refused(response);
     const reader = response.body.getReader();

@@ -1,7 +1,6 @@
 import { AuthenticationError, UnreachableError, refusal } from "./errors.js";
 import { Fold } from "./fold.js";
 import { Lost, overEventStream, overWebSocket, verdict } from "./connection.js";
-import { bearer } from "./relay.js";
 import { isOffline, watchPage } from "./page.js";
 
 /** @import { Relay } from "./relay.js" */
@@ -151,11 +150,10 @@ export class Stream {
     if (isEventStream) {
       const query = new URLSearchParams(Object.entries(how).map(([name, value]) => [name, `${value}`]));
       const url = `${baseUrl}/v1/jobs/${encodeURIComponent(this.#jobId)}/events?${query}`;
-      return overEventStream(fetch, url, bearer(token), watched);
+      return overEventStream(fetch, url, token, watched);
     }
     const subscribe = { type: "subscribe", job_id: this.#jobId, ...how };
-    const greeting = token ? [{ type: "authenticate", token }, subscribe] : [subscribe];
-    return overWebSocket(WebSocket, `${baseUrl.replace(/^http/, "ws")}/v1/ws`, greeting, watched);
+    return overWebSocket(WebSocket, `${baseUrl.replace(/^http/, "ws")}/v1/ws`, token, subscribe, watched);
   }
 
   /** Takes an event into account; false if it is known, or none. Throws Lost where events are missing. @param {Json} message */
