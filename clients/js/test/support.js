@@ -116,7 +116,7 @@ export async function startSite(pages) {
 }
 
 /** A token for a job, as a backend gets one. */
-export async function token(jobId, body = {}) {
+export async function token(jobId, body = { cap: ["read", "cancel"] }) {
   const response = await fetch(`${RELAY}/v1/jobs/${jobId}/tokens`, {
     method: "POST",
     headers: { Authorization: `Bearer ${API_KEY}`, "Content-Type": "application/json" },

@@ -44,6 +44,9 @@ export function useJob(client, jobId) {
       cancelAnimationFrame(frame);
     };
   }, [client, jobId]);
-  const stop = useCallback(() => client.cancel(jobId), [client, jobId]);
+  const stop = useCallback(
+    () => client.cancel(jobId).catch((error) => setState((before) => ({ ...before, error }))),
+    [client, jobId],
+  );
   return { ...state, text: textOf(state.completion), stop };
 }
