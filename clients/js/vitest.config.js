@@ -5,6 +5,6 @@ export default defineConfig({
     include: ["test/*.test.js"],
     testTimeout: 40_000,
     hookTimeout: 60_000,
-    maxWorkers: 2, // they wait most of the time
+    maxWorkers: 3, // they wait most of the time
   },
 });

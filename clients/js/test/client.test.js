@@ -1,0 +1,147 @@
+/** The client in Node, on a real deltawire. */
+
+import { describe, expect, test, vi } from "vitest";
+import * as deltawire from "../src/index.js";
+import { API_KEY, Proxy, RELAY, request, token } from "./support.js";
+
+const { Client, textOf } = deltawire;
+const TOOL = { type: "function", function: { name: "look_up", parameters: { type: "object", properties: { city: { type: "string" } } } } };
+
+const clientOf = (options) => new Client({ baseUrl: RELAY, apiKey: API_KEY, ...options });
+
+async function readAll(stream) {
+  const events = [];
+  for await (const event of stream) events.push(event);
+  return events;
+}
+
+/** Every event once, in order, one end, and their sum is what the job says. */
+async function checkWhole(events, stream, id) {
+  const numbers = events.map((event) => event.sequence_number);
+  expect(numbers).toEqual(numbers.map((_, index) => index + 1));
+  const job = await clientOf().retrieve(id);
+  expect(job.status).toBe("completed");
+  expect(stream).toMatchObject({ status: job.status, position: job.latest_sequence_number, completion: job.completion });
+  const said = events.filter((event) => event.type === "delta").map((event) => event.chunk.choices[0]?.delta?.content ?? "");
+  expect(said.join("")).toBe(textOf(job.completion));
+}
+
+describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 60_000 }, () => {
+  test.each(["websocket", "sse", "auto"])("a job is read from its beginning to its end by %s", async (transport) => {
+    const client = clientOf({ transport });
+    const job = await client.submit(request({ rate: 200 }));
+    expect(job).toMatchObject({ object: "job", status: "queued" });
+    const stream = client.stream(job.id);
+    await checkWhole(await readAll(stream), stream, job.id);
+    // What is over already is read in the same way, by others, or from where one is.
+    const again = client.stream(job.id);
+    await checkWhole(await readAll(again), again, job.id);
+    expect(await readAll(client.stream(job.id, { startingAfter: stream.position }))).toEqual([]);
+    const text = [];
+    for await (const piece of client.stream(job.id, { mode: "snapshot", merge: true }).text()) text.push(piece);
+    expect(text.join("")).toBe(textOf(stream.completion));
+  });
+
+  test.each(["websocket", "sse"])("a connection that is cut a hundred times loses nothing by %s", async (transport) => {
+    const proxy = await new Proxy().start();
+    proxy.bytesFor = () => (proxy.connections > 100 ? Infinity : 1_000 + Math.floor(Math.random() * 2_000));
+    const client = clientOf({ baseUrl: proxy.url, transport });
+    const job = await clientOf().submit(request({ deltas: 1_400, rate: 200 }));
+    const stream = client.stream(job.id);
+    await checkWhole(await readAll(stream), stream, job.id);
+    expect(proxy.connections).toBeGreaterThan(100);
+    await proxy.close();
+  });
+
+  test("many jobs go over one client", async () => {
+    const client = clientOf();
+    const jobs = await Promise.all(Array.from({ length: 20 }, () => client.submit(request({ deltas: 20, rate: 50 }))));
+    const results = await Promise.all(jobs.map((job) => client.result(job.id)));
+    expect(results.map((result) => result.id)).toEqual(jobs.map((job) => job.id));
+  });
+
+  test.each([
+    ["through a proxy that knows no WebSockets", { upgrades: false }],
+    ["through one that does", {}],
+  ])("it gets %s", async (_, how) => {
+    const proxy = await new Proxy(how).start();
+    const client = clientOf({ baseUrl: proxy.url });
+    const job = await client.submit(request({ deltas: 20 }));
+    const stream = client.stream(job.id);
+    await checkWhole(await readAll(stream), stream, job.id);
+    await proxy.close();
+  });
+
+  test("it does without WebSockets where there are none", async () => {
+    vi.stubGlobal("WebSocket", undefined); // as in Node 20
+    const client = clientOf();
+    expect(() => clientOf({ transport: "websocket" })).toThrow(TypeError);
+    vi.unstubAllGlobals();
+    const job = await client.submit(request());
+    expect((await client.result(job.id)).status).toBe("completed");
+  });
+
+  test.each(["websocket", "sse"])("a token that expires in mid-stream is replaced by %s", async (transport) => {
+    const job = await clientOf().submit(request({ deltas: 150, rate: 10 }));
+    const asked = [];
+    const getToken = ({ jobId }) => {
+      asked.push(jobId);
+      return token(jobId, { cap: ["read"], ttl_s: asked.length === 1 ? 1 : 60 });
+    };
+    const stream = new Client({ baseUrl: RELAY, getToken, transport }).stream(job.id);
+    await checkWhole(await readAll(stream), stream, job.id);
+    expect(asked).toEqual([job.id, job.id]);
+  });
+
+  test("a result has what can be relied on", async () => {
+    const client = clientOf();
+    const [calls, json] = await Promise.all([
+      client.submit({ ...request(), tools: [TOOL], tool_choice: "required" }),
+      client.submit({ ...request({ text: '{"a": 1}' }), response_format: { type: "json_object" } }),
+    ]);
+    const [call] = (await client.result(calls.id)).tool_calls;
+    expect(call.function.name).toBe("look_up");
+    expect(JSON.parse(call.function.arguments)).toBeTypeOf("object");
+    expect(await client.result(json.id)).toMatchObject({ status: "completed", text: '{"a": 1}', parsed: { a: 1 }, tool_calls: [] });
+  });
+
+  test("an end that is no completion is an error, with all that there is", async () => {
+    const client = clientOf();
+    const failed = await client.submit(request({ fault: "status", status: 400 }));
+    await expect(client.result(failed.id)).rejects.toMatchObject({ name: "JobFailedError", result: { status: "failed", source: "upstream" } });
+    const cut = await client.submit(request({ fault: "cut", after: 3, rate: 0 }));
+    const error = await client.result(cut.id).catch((error) => error);
+    expect(error).toBeInstanceOf(deltawire.JobIncompleteError);
+    expect(error.result).toMatchObject({ incomplete_details: { reason: "upstream_eof" }, text: expect.stringMatching(/./) });
+    const stopped = await client.submit(request({ deltas: 600, rate: 20 }));
+    const result = client.result(stopped.id, { onEvent: ({ type }) => type === "delta" && client.cancel(stopped.id, { reason: "enough" }) });
+    await expect(result).rejects.toMatchObject({ name: "JobCancelledError", result: { cancel: { reason: "enough" } } });
+    expect(await client.cancel(stopped.id)).toMatchObject({ status: "cancelled", cancelled_from: null, delivered: true });
+  });
+
+  test("an idempotency key names one job", async () => {
+    const submit = () => clientOf().submit(request(), undefined, { idempotencyKey: "once in JavaScript" });
+    expect((await submit()).id).toBe((await submit()).id);
+  });
+
+  test("a signal ends a wait", async () => {
+    const client = clientOf();
+    const job = await client.submit(request({ deltas: 600, rate: 20 }));
+    await expect(client.result(job.id, { signal: AbortSignal.timeout(300) })).rejects.toMatchObject({ name: "TimeoutError" });
+    await client.cancel(job.id);
+  });
+
+  test.each(["websocket", "sse"])("refusals are errors of their kinds by %s", async (transport) => {
+    const client = clientOf({ transport });
+    await expect(client.submit({ model: "m" })).rejects.toBeInstanceOf(deltawire.InvalidRequestError);
+    await expect(client.submit(request(), { nonsense: 1 })).rejects.toMatchObject({ error: { code: "unknown_option" } });
+    await expect(client.retrieve("no-such-job")).rejects.toBeInstanceOf(deltawire.NotFoundError);
+    await expect(readAll(client.stream("no such job"))).rejects.toBeInstanceOf(deltawire.InvalidRequestError);
+    const stranger = clientOf({ apiKey: "dw_wrong", transport });
+    await expect(stranger.retrieve("j")).rejects.toBeInstanceOf(deltawire.AuthenticationError);
+    await expect(readAll(stranger.stream("j"))).rejects.toBeInstanceOf(deltawire.AuthenticationError);
+    const nobody = clientOf({ baseUrl: "http://127.0.0.1:9", transport, giveUpAfterS: 0.5 });
+    await expect(nobody.retrieve("j")).rejects.toBeInstanceOf(deltawire.UnreachableError);
+    await expect(readAll(nobody.stream("j"))).rejects.toBeInstanceOf(deltawire.UnreachableError);
+  });
+});
