@@ -101,9 +101,7 @@ def test_the_wheel_has_it(tmp_path: Path) -> None:
 # -- Processes
 
 
-async def test_processes_need_a_scope_and_no_tenant(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_processes_need_a_scope_and_no_tenant(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"api_keys": parse_api_keys(KEYS.text)}
     async with (
         relay_in_process(redis_url, monkeypatch, **settings) as address,
@@ -137,14 +135,12 @@ async def test_processes_are_heard_while_somebody_asks(
             assert os.getpid() in {each["pid"] for each in answer.json()["data"]}
         assert await listeners() == 1
         async with asyncio.timeout(WAIT_S):
-            while await listeners():
+            while await listeners():  # noqa: ASYNC110 - Redis has no event of ours
                 await asyncio.sleep(0.05)
         assert (await client.get("/v1/processes")).json()["data"]
 
 
-async def test_without_redis_it_says_so(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_redis_it_says_so(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks does not wait for ever."""
     monkeypatch.setattr(processes, "FIRST_LOOK_S", 60)
     monkeypatch.setattr(processes, "WAIT_S", 0.1)

@@ -45,7 +45,8 @@ export function words(error, scope) {
   if (!(error instanceof Refused)) return String(error);
   if (error.code === "forbidden") return `This key has no scope “${scope}”, which this part needs.`;
   if (error.code === "redis_unavailable") return "The relay cannot reach Redis. Trying again; nothing is lost.";
-  if (error.status === 401) return `An API key is needed here: ${error.message}.`;
+  if (error.code === "missing_credentials") return "An API key is needed here.";
+  if (error.status === 401) return `This key is refused: ${error.message}.`;
   if (error.code === "unknown_job") return "There is no such job: it has expired, was deleted, or is not for this key.";
   const later = error.retryAfterS ? ` Come again in ${Math.ceil(error.retryAfterS)} s.` : "";
   return `${error.status === 429 ? "Too many: " : ""}${error.message} (${error.code}).${later}`;
@@ -67,8 +68,8 @@ const sleep = (ms, signal) =>
 
 /**
  * A job's frames, {raw, message, number}, to the terminal one, over any number of connections: first a snapshot of what
- * there is (of a new job the events themselves), then the rest, each event once. `onLost(error)` hears when a connection is lost, `onOpen` when there is one.
- * Throws Refused where coming again does not help.
+ * there is (of a new job the events themselves), then the rest, each event once. `onLost(error)` hears when a connection
+ * is lost, `onOpen` when there is one. Throws Refused where coming again does not help.
  */
 export async function* frames(id, { signal, isNew, onLost, onOpen }) {
   let position = 0;

@@ -71,7 +71,6 @@ export class JobView {
     Object.assign(this, { id, status: null, failed: false, createdAt: null, end: null });
     Object.assign(this, { first: null, last: null, deltas: 0, number: 0, frames: [], dropped: 0, unshown: 0, heardAt: 0 });
     this.#clear();
-    $("wire").replaceChildren();
     this.#notice("");
     $("empty").hidden = id !== null;
     $("asked").hidden = !prompt;
@@ -80,7 +79,7 @@ export class JobView {
     $("job-id").textContent = id ?? "";
     $("second").href = `?job=${encodeURIComponent(id)}`;
     const query = isNew ? "" : "?mode=snapshot";
-    $("request-line").textContent = id ? `GET ${new URL(`v1/jobs/${encodeURIComponent(id)}/events${query}`, document.baseURI).pathname}${query}` : "";
+    $("request-line").textContent = `GET /v1/jobs/${id}/events${query}`;
     this.show($("show-wire").ariaPressed === "true");
     this.#become(null);
     if (id) this.#watch(id, isNew, this.#watching.signal);
@@ -92,7 +91,6 @@ export class JobView {
     $("show-wire").ariaPressed = String(isWire);
     $("text").hidden = isWire || this.id === null;
     $("wire-view").hidden = !isWire || this.id === null;
-    if (!isWire) return;
     $("wire").replaceChildren();
     this.unshown = this.frames.length;
     this.#later();
@@ -146,11 +144,9 @@ export class JobView {
         this.#add(message.completion);
         break;
       case "queued":
-        this.createdAt = message.created_at;
-        this.#become("queued");
-        break;
       case "in_progress":
-        this.#become("in_progress");
+        if (message.type === "queued") this.createdAt = message.created_at;
+        this.#become(message.type);
         break;
       case "retrying":
         this.#notice(`The gateway refused (${message.reason}); it is asked again in ${seconds(message.delay_s)}.`, "wait");
@@ -176,8 +172,7 @@ export class JobView {
     this.end = event;
     const [title, text] = ending(event);
     this.#become(event.type);
-    if (event.type !== "completed") this.#notice(`${title}: ${text}${/[.!?]$/.test(text) ? "" : "."}`, event.type);
-    else this.#notice("");
+    this.#notice(event.type === "completed" ? "" : `${title}: ${text}${/[.!?]$/.test(text) ? "" : "."}`, event.type);
     this.say(`${title}: ${text}`);
   }
 
@@ -244,33 +239,25 @@ export class JobView {
   #later() {
     if (this.#flushing) return;
     this.#flushing = true;
-    const flush = () => {
+    requestAnimationFrame(() => {
       this.#flushing = false;
-      this.#showText();
-      if (!$("wire-view").hidden) this.#showWire();
+      following($("text"), () => this.#showText());
+      if (!$("wire-view").hidden) following($("wire"), () => this.#showWire());
       this.#showFacts();
-    };
-    if (document.hidden) setTimeout(flush, 250);
-    else requestAnimationFrame(flush);
+    });
   }
 
   #showText() {
-    following($("text"), () => {
-      for (const part of this.parts.values()) {
-        if (part.pending) part.node.appendData(part.pending);
-        part.pending = "";
-      }
-    });
+    for (const part of this.parts.values()) {
+      if (part.pending) part.node.appendData(part.pending);
+      part.pending = "";
+    }
   }
 
   #showWire() {
-    const wire = $("wire");
-    following(wire, () => {
-      const news = this.unshown ? this.frames.slice(-this.unshown) : [];
-      this.unshown = 0;
-      wire.append(...news.map(frameRow));
-      while (wire.childElementCount > KEPT_FRAMES) wire.firstElementChild.remove();
-    });
+    if (this.unshown) $("wire").append(...this.frames.slice(-this.unshown).map(frameRow));
+    this.unshown = 0;
+    while ($("wire").childElementCount > KEPT_FRAMES) $("wire").firstElementChild.remove();
     $("wire-note").textContent = this.dropped ? `${this.dropped} older frames are not shown.` : "";
   }
 
@@ -280,8 +267,8 @@ export class JobView {
     const ended = end && speed(end);
     $("fact-first").textContent = seconds(end ? end.timings.first_delta_s : first && createdAt && first - createdAt);
     $("fact-speed").textContent = ended ? `${rate(ended)} tokens/s` : live;
-    const used = end?.usage?.completion_tokens;
-    $("fact-tokens").textContent = end ? (used ?? "–") + (end.usage_source === "estimated" ? " (estimated)" : "") : deltas ? `${deltas} deltas` : "–";
+    const used = `${end?.usage?.completion_tokens ?? "–"}${end?.usage_source === "estimated" ? " (estimated)" : ""}`;
+    $("fact-tokens").textContent = end ? used : deltas ? `${deltas} deltas` : "–";
     $("fact-time").textContent = seconds(end ? end.timings.total_s : last && createdAt && last - createdAt);
     $("fact-number").textContent = this.number || "–";
   }

@@ -26,12 +26,12 @@ function fill(body, rows) {
     const row = old.get(id) ?? newRow(body, id, cells);
     old.delete(id);
     for (const [column, cell] of cells.entries()) {
-      const { text, kind, href, title } = typeof cell === "object" ? cell : { text: cell };
+      const { text = cell, kind, href, title } = Object(cell);
       const inner = row.cells[column].firstElementChild ?? row.cells[column];
       if (inner.textContent !== String(text)) inner.textContent = text;
       if (kind) inner.dataset.kind = kind;
-      if (href) inner.href = href;
       if (title) inner.title = title;
+      if (href) inner.href = href;
       if (href) inner.toggleAttribute("aria-current", isCurrent);
     }
     if (body.rows[place] !== row) body.insertBefore(row, body.rows[place] ?? null);
@@ -55,18 +55,13 @@ function newRow(body, id, cells) {
 }
 
 export function showJobs(body, jobs, current) {
-  const now = Date.now() / 1000;
-  fill(body, jobs.map((job) => ({
-    id: job.id,
-    isCurrent: job.id === current,
-    cells: [
-      { text: job.id.length > 14 ? `${job.id.slice(0, 12)}…` : job.id, href: `?job=${encodeURIComponent(job.id)}`, title: job.id },
-      { text: statusWord(job.status), kind: job.status },
-      seconds(job.timings?.first_delta_s),
-      rate(speed(job)),
-      age(now - job.created_at),
-    ],
-  })));
+  const row = (job) => {
+    const name = { text: job.id.length > 14 ? `${job.id.slice(0, 12)}…` : job.id, href: `?job=${encodeURIComponent(job.id)}`, title: job.id };
+    const status = { text: statusWord(job.status), kind: job.status };
+    const cells = [name, status, seconds(job.timings?.first_delta_s), rate(speed(job)), age(Date.now() / 1000 - job.created_at)];
+    return { id: job.id, isCurrent: job.id === current, cells };
+  };
+  fill(body, jobs.map(row));
 }
 
 /** Rates are told by two looks: what a process says now, and what it said `before`. */
@@ -75,38 +70,25 @@ export function change({ at, counts }, before, name) {
   return past === undefined || at <= before.at ? null : Math.max(0, counts[name] - past) / (at - before.at);
 }
 
-const process = (vitals) => ({ text: `${vitals.host}:${vitals.pid}`, title: `${vitals.host}:${vitals.pid} (${vitals.name})` });
-const late = ({ counts }) => seconds(Math.max(0, counts.loop_late_s ?? 0));
+function showProcesses(body, processes, figures) {
+  const row = (each) => {
+    const where = `${each.host}:${each.pid}`;
+    const late = seconds(Math.max(0, each.counts.loop_late_s ?? 0));
+    return { id: each.name, cells: [{ text: where, title: where }, ...figures(each), late, age(each.at - each.started_at), each.version] };
+  };
+  fill(body, processes.map(row));
+}
 
 export function showWorkers(body, workers, before) {
-  fill(body, workers.map((each) => ({
-    id: each.name,
-    cells: [
-      process(each),
-      `${each.counts.running ?? 0} of ${each.counts.places ?? "–"}`,
-      each.counts.parked ?? 0,
-      rate(change(each, before.get(each.name), "events_total")),
-      rate(change(each, before.get(each.name), "ended_total")),
-      late(each),
-      age(each.at - each.started_at),
-      each.version,
-    ],
-  })));
+  showProcesses(body, workers, (each) => {
+    const { running = 0, places = "–", parked = 0 } = each.counts;
+    const perSecond = (name) => rate(change(each, before.get(each.name), name));
+    return [`${running} of ${places}`, parked, perSecond("events_total"), perSecond("ended_total")];
+  });
 }
 
 export function showRelays(body, relays, before) {
-  fill(body, relays.map((each) => ({
-    id: each.name,
-    cells: [
-      process(each),
-      each.counts.jobs ?? 0,
-      each.counts.readers ?? 0,
-      seconds(delay([each], before)),
-      late(each),
-      age(each.at - each.started_at),
-      each.version,
-    ],
-  })));
+  showProcesses(body, relays, (each) => [each.counts.jobs ?? 0, each.counts.readers ?? 0, seconds(delay([each], before))]);
 }
 
 /** The mean from publishing to writing since the look before, of all these relays; null where there was none. */

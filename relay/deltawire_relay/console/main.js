@@ -28,7 +28,7 @@ let wasAsked = false; // whoever closes the dialog is not asked again by itself
 
 function wantKey(error) {
   $("key-button").hidden = false;
-  $("key-why").textContent = `This relay wants to know who asks: ${error.message}.`;
+  $("key-why").textContent = words(error);
   if (wasAsked || document.querySelector("dialog[open]")) return;
   wasAsked = true;
   $("key-dialog").showModal();
