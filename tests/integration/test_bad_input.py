@@ -34,6 +34,7 @@ class Case(NamedTuple):
         "POST /v1/jobs",
         "GET /v1/jobs",
         "OpenAI API",
+        "Responses",
         "HTTP",
         "job paths",
         "event stream",
@@ -51,6 +52,8 @@ JOB = {"request": REQUEST}
 CLOSE_S = 3.0
 NESTED = '{"x":' * 10_000
 CHAT_PATH = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+RESPONSE = {"model": "m", "input": "hi", "background": True}
 LARGE = {"request": {**REQUEST, "padding": "x" * 10_485_760}}
 
 
@@ -97,6 +100,7 @@ def subscribe(**fields: Any) -> dict[str, Any]:
 
 CREATE: Any = "POST /v1/jobs"
 CHAT: Any = "OpenAI API"
+RESP: Any = "Responses"
 ANY: Any = "HTTP"
 PATHS: Any = "job paths"
 LIST: Any = "GET /v1/jobs"
@@ -173,6 +177,23 @@ CASES: list[Case] = [
     http(CHAT, "an empty Idempotency-Key", 400, "invalid_request", path=CHAT_PATH, body=REQUEST, headers={"Idempotency-Key": ""}),
     http(CHAT, "a GET of completions", 405, "method_not_allowed", path=CHAT_PATH, method="GET"),
     http(CHAT, "a model that nobody has", 404, "model_not_found", path="/v1/models/none/such", method="GET"),
+    http(RESP, "no background", 400, "unsupported_parameter", path=RESPONSES, body=RESPONSE | {"background": False}),
+    http(RESP, "a tool that is no function", 400, "unsupported_parameter", path=RESPONSES, body=RESPONSE | {"tools": [{"type": "web_search"}]}),
+    http(RESP, "previous_response_id", 400, "unsupported_parameter", path=RESPONSES, body=RESPONSE | {"previous_response_id": "resp_a"}),
+    http(RESP, "a field that does not exist", 400, "unsupported_parameter", path=RESPONSES, body=RESPONSE | {"speed": 1}),
+    http(RESP, "no model", 400, "invalid_request", path=RESPONSES, body={"input": "hi", "background": True}),
+    http(RESP, "no input", 400, "invalid_request", path=RESPONSES, body={"model": "m", "background": True}),
+    http(RESP, "an option that does not exist", 400, "unknown_option", path=RESPONSES, body=RESPONSE | {"deltawire": {"speed": 1}}),
+    http(RESP, "the option restart: always", 400, "invalid_request", path=RESPONSES, body=RESPONSE | {"deltawire": {"restart": "always"}}),
+    http(RESP, "a body that is not JSON", 400, "invalid_json", path=RESPONSES, raw=b"{"),
+    http(RESP, "a response that does not exist", 404, "unknown_job", path=f"{RESPONSES}/resp_nobody", method="GET"),
+    http(RESP, "an id that is no response's", 404, "unknown_job", path=f"{RESPONSES}/a.b/cancel"),
+    http(RESP, "DELETE of a response that does not exist", 404, "unknown_job", path=f"{RESPONSES}/resp_nobody", method="DELETE"),
+    http(RESP, "no credential", 401, "missing_credentials", path=RESPONSES, body=RESPONSE, key=None),
+    http(RESP, "a key without the submit scope", 403, "forbidden", path=RESPONSES, body=RESPONSE, key="reader"),
+    http(RESP, "a key without the read scope", 403, "forbidden", path=f"{RESPONSES}/resp_a", method="GET", key="submitter"),
+    http(RESP, "cancel: a key without the cancel scope", 403, "forbidden", path=f"{RESPONSES}/resp_a/cancel", key="reader"),
+    http(RESP, "a response that the token is not for", 404, "unknown_job", path=f"{RESPONSES}/resp_b", method="GET", key="ticket"),
     http(ANY, "a path that does not exist", 404, "not_found", method="GET", path="/v2/jobs"),
     http(ANY, "a slash behind a path", 404, "not_found", method="GET", path="/v1/jobs/nobody/"),
     http(ANY, "a WebSocket path without an upgrade", 404, "not_found", method="GET", path="/v1/ws"),
