@@ -115,7 +115,8 @@ class Translator:
                 continue
             delta = choice["delta"]
             for kind, name in ("output_text", "content"), ("refusal", "refusal"):
-                if text := text_of({"content": delta.get(name)}):
+                said = delta.get(name)
+                if said and (text := said if isinstance(said, str) else text_of({"content": said})):
                     self._add_text(kind, text)
             if delta.get("tool_calls"):
                 self._fold.add({"choices": [{"delta": {"tool_calls": delta["tool_calls"]}}]})
