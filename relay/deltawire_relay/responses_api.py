@@ -205,6 +205,9 @@ class ResponseStream(ByteStream):
             self.fail(WireError("state_lost", gone))
 
     def ended(self, _: Subscriber) -> None:
+        if self._translator is not None and self._last >= self._translator.number:
+            # Redis has lost what the client had (PROTOCOL.md §4): it must not wait for an end that was told.
+            self.fail(WireError("state_lost", "the response has ended before this number; retrieve it"))
         self.end()
 
     def refused(self, _: Subscriber, error: WireError) -> None:

@@ -67,8 +67,9 @@ class Translator:
         self.response = response_object(job_id, record)
         """As of the last event; `output` is there at the end only."""
         self.is_over = False
+        self.number = 0
+        """Of the next event."""
         self._job_id = job_id
-        self._number = 0
         self._events: list[Json] = []
         self._items: list[_Message | _Call] = []
         self._message: _Message | None = None
@@ -102,8 +103,8 @@ class Translator:
     # Inside.
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        self._events.append({"type": f"response.{kind}", "sequence_number": self._number, **fields})
-        self._number += 1
+        self._events.append({"type": f"response.{kind}", "sequence_number": self.number, **fields})
+        self.number += 1
 
     def _tell(self, kind: str, status: str, **fields: Any) -> None:
         self.response = {**self.response, "status": status, **fields}

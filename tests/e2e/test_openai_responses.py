@@ -3,8 +3,10 @@
 import asyncio
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -76,6 +78,15 @@ async def test_the_programs_resume_and_cancel(system: System) -> None:
     at = door(system)
     assert await run(sys.executable, "-c", at.example("background.py")) == f"{HAIKU}\ncancelled\n"
     assert await run_with_openai_sdk(at.example("background.mjs")) == f"{HAIKU}\ncancelled\n"
+
+
+async def test_the_readme_does_what_it_says(system: System) -> None:
+    """Its own lines: a stream that is left, and resumed."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "responses." in code]
+    at = door(system)
+    code = code.replace("http://127.0.0.1:8080/v1", at.base_url).replace('"any"', f'"{at.api_key}"')
+    assert await run(sys.executable, "-c", code) == f"{HAIKU}\ncompleted\n"
 
 
 def test_a_stream_that_is_cut_again_and_again(clients: list[OpenAI]) -> None:

@@ -109,12 +109,21 @@ async def test_a_stream_is_resumed_anywhere(
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert "".join(event["delta"] for event in events if "delta" in event) == "Hello"
     for relay_url in (relay.url, another.url):
-        for after in (None, 0, 4, len(events) - 1, len(events) + 5):
+        for after in (None, 0, 4, len(events) - 1):
             async with streamed(relay_url, response["id"], after) as again:
                 assert await again.rest() == events[0 if after is None else after + 1 :]
         shown = await ask(relay_url, "GET", f"{PATH}/{response['id']}")
         assert shown.json() == events[-1]["response"]
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
+
+
+async def test_a_number_that_the_response_never_had(relay: RelayProcess, jobs: Producer) -> None:
+    """Who has more than there is, since Redis has lost it, is told, and does not ask for ever."""
+    response, job = await create(relay.url, jobs)
+    await job.end()
+    async with streamed(relay.url, response["id"], 4) as stream:
+        (error,) = await stream.rest()
+    assert (error["type"], error["code"], error["sequence_number"]) == ("error", "state_lost", 4)
 
 
 async def test_a_stream_from_the_beginning(relay: RelayProcess, jobs: Producer) -> None:
