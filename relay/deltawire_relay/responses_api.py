@@ -62,11 +62,11 @@ class ResponsesApi:
             raise shutting_down()
         job_id = self._jobs.new_id(principal, idempotency_key(request))
         traceparent = read_traceparent(request.headers.get("traceparent"))
-        enter = partial(self._jobs.enter, job_id, asked.request, asked.options, principal, traceparent)
-        enter = partial(enter, response=asked.response)
+        what = asked.request, asked.options, principal, traceparent
+        enter = partial(self._jobs.enter, job_id, *what, response=asked.response)
         if asked.is_streamed:
-            is_missed = asked.options.on_abandon == "cancel"
-            return await self._stream(request, principal, job_id, enter=enter, is_missed=is_missed)
+            ends_unread = asked.options.on_abandon == "cancel"
+            return await self._stream(request, principal, job_id, enter=enter, ends_unread=ends_unread)
         await self._jobs.send(job_id, await enter())
         return await self._answer(job_id, await self._jobs.response(job_id, principal))
 
@@ -136,11 +136,11 @@ class ResponsesApi:
         *,
         starting_after: int = -1,
         enter: Callable[[], Coroutine[Any, Any, Submitted]] | None = None,
-        is_missed: bool = False,
+        ends_unread: bool = False,
     ) -> Response:
         """The events of a job; of one that is to be made, if `enter` makes its record.
 
-        `is_missed`: it is to end when nobody reads it.
+        `ends_unread`: it is to end when nobody reads it any more.
         """
         with ExitStack() as held:  # until the response has it
             held.callback(take_place(request, principal).release)
@@ -162,7 +162,7 @@ class ResponsesApi:
             hub.subscribers.add(subscriber)
             await subscriber.open()
             if submitted is not None:
-                if is_missed and not hub.is_listening:
+                if ends_unread and not hub.is_listening:
                     await self._jobs.mark_watched(job_id)
                 await self._jobs.send(job_id, submitted)
             release_all = held.pop_all().close

@@ -5,6 +5,7 @@ whoever reads, from wherever, however often, and on whichever relay.
 """
 
 from collections.abc import Iterator
+from io import StringIO
 from typing import Any, Final
 
 import msgspec
@@ -128,11 +129,11 @@ class Translator:
         if message is None:
             message = self._message = _Message(f"msg_{self._job_id}", len(self._items))
             self._add_item(message)
-        pieces = message.parts.get(kind)
-        if pieces is None:
-            pieces = message.parts[kind] = []
+        known = message.parts.get(kind)
+        if known is None:
+            known = message.parts[kind] = StringIO()
             self._emit("content_part.added", **message.place(kind), part=_part(kind, ""))
-        pieces.append(text)
+        known.write(text)
         logprobs: Json = {"logprobs": []} if kind == "output_text" else {}
         self._emit(f"{kind}.delta", **message.place(kind), delta=text, **logprobs)
 
@@ -195,18 +196,18 @@ class _Message:
     def __init__(self, item_id: str, index: int) -> None:
         self.id = item_id
         self.index = index
-        self.parts: dict[str, list[str]] = {}  # in pieces, by kind, in order
+        self.parts: dict[str, StringIO] = {}  # by kind, in order; pieces would be 60 bytes each
 
     def place(self, kind: str) -> Json:
         return {"item_id": self.id, "output_index": self.index, "content_index": [*self.parts].index(kind)}
 
     def shown(self, status: str, *, is_new: bool = False) -> Json:
-        content = [] if is_new else [_part(kind, "".join(pieces)) for kind, pieces in self.parts.items()]
+        content = [] if is_new else [_part(kind, text.getvalue()) for kind, text in self.parts.items()]
         return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def last_events(self, *, is_whole: bool) -> Iterator[tuple[str, Json]]:
-        for kind, pieces in self.parts.items():
-            text = "".join(pieces)
+        for kind, known in self.parts.items():
+            text = known.getvalue()
             logprobs: Json = {"logprobs": []} if kind == "output_text" else {}
             yield f"{kind}.done", {**self.place(kind), _PARTS[kind]: text, **logprobs}
             yield "content_part.done", {**self.place(kind), "part": _part(kind, text)}
