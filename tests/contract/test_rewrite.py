@@ -28,6 +28,7 @@ RECORD = Record(
     options=Options(tenant="t", metadata={"a": "ü"}, max_attempts=7),
     digest="d",
     request=BODY,
+    response=b'{"model":"m"}',
     started_at=NOW + 1.25,
     first_delta_at=NOW + 2.000001,
 )
