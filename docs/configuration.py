@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from deltawire.cli.commands import API_KEY
+from deltawire.cli.parameters import API_KEY
 from deltawire.gateway.__main__ import API_KEY as GATEWAY_API_KEY
 from deltawire.variables import Variable, declarations
 from deltawire_relay.settings import Settings as Relay

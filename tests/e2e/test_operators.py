@@ -121,5 +121,5 @@ def test_top_and_jobs(system: System) -> None:
     code, output = run(of(system), "jobs", job_id, "--delete")
     assert (code, output) == (0, f"{job_id} is erased\n")
     code, output = run(of(system), "jobs", job_id)
-    assert code == 1
+    assert code == 6
     assert "unknown_job" in output

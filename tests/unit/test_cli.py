@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from deltawire import __version__
 from deltawire.api_keys import parse_api_keys
-from deltawire.cli import commands
+from deltawire.cli import commands, parameters
+from deltawire.cli.exit_codes import ExitCode
 from deltawire.client import AsyncClient, AsyncJob, JobUnavailableError
 from deltawire.codec import decode
 from deltawire.errors import Error
@@ -37,8 +38,8 @@ class FakeClient:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def submit(self, body: dict[str, Any]) -> AsyncJob:
-        FakeClient.asked["body"] = body
+    async def submit(self, body: dict[str, Any], options: dict[str, Any] | None) -> AsyncJob:
+        FakeClient.asked |= {"body": body, "options": options}
         if FakeClient.error:
             raise FakeClient.error
         return AsyncJob(AsyncClient(), "job-1", status="queued")
@@ -69,7 +70,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeClient.events_of_job = [
         decode(line(event)) for event in (queued(1), delta(2), delta(3), completed(4))
     ]
-    monkeypatch.setattr(commands, "AsyncClient", FakeClient)
+    monkeypatch.setattr(parameters, "AsyncClient", FakeClient)
     for name in ("DELTAWIRE_PORT", "DELTAWIRE_PUBLIC_URL", "DELTAWIRE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -91,6 +92,43 @@ def test_the_prompt_can_come_from_standard_input_and_a_file_adds_fields(tmp_path
     assert result.exit_code == 0
     assert FakeClient.asked["body"]["messages"][0]["content"] == "Hi"
     assert FakeClient.asked["body"]["temperature"] == 0
+
+
+def test_a_system_message_stands_before_the_prompt() -> None:
+    """In as many lines as there are, but for the line end that `echo` puts there."""
+    result = runner.invoke(commands.app, ["submit", "--system", "Be brief."], input="two\nlines\n")
+    assert result.exit_code == 0, result.output
+    assert FakeClient.asked["body"]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "two\nlines"},
+    ]
+
+
+def test_messages_of_a_file_are_the_prompt(tmp_path: Path) -> None:
+    """And there is no second one."""
+    (tmp_path / "more.json").write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
+    with_file = ["submit", "--request", str(tmp_path / "more.json")]
+    assert runner.invoke(commands.app, with_file).exit_code == 0
+    assert FakeClient.asked["body"]["messages"] == [{"role": "user", "content": "Hi"}]
+    assert runner.invoke(commands.app, [*with_file, "Hello"]).exit_code == ExitCode.USAGE
+
+
+def test_options_are_json_or_text() -> None:
+    """By the names that the protocol has for them."""
+    args = ["submit", "x", "-o", "timeout_s=1.5", "-o", "on_abandon=cancel", "--option", 'metadata={"a":"b"}']
+    assert runner.invoke(commands.app, args).exit_code == 0
+    assert FakeClient.asked["options"] == {
+        "timeout_s": 1.5,
+        "on_abandon": "cancel",
+        "metadata": {"a": "b"},
+    }
+    assert runner.invoke(commands.app, ["submit", "x", "-o", "timeout_s"]).exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("standard_input", ["", "\n", b"\xff"])
+def test_a_prompt_that_is_none_is_refused(standard_input: str | bytes) -> None:
+    """Empty, or not UTF-8."""
+    assert runner.invoke(commands.app, ["submit", "-"], input=standard_input).exit_code == ExitCode.USAGE
 
 
 def test_a_request_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
@@ -115,11 +153,11 @@ def test_json_prints_every_event_as_a_line() -> None:
     assert [json.loads(text)["sequence_number"] for text in result.stdout.splitlines()] == [1, 2, 3, 4]
 
 
-def test_a_job_that_did_not_complete_is_exit_code_1() -> None:
+def test_a_job_that_did_not_complete_has_an_exit_code_of_its_own() -> None:
     """For scripts."""
     FakeClient.events_of_job = [decode(line(queued(1))), decode(line(cancelled(2)))]
     result = runner.invoke(commands.app, ["tail", "job-1"])
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.CANCELLED
     assert "cancelled" in result.stderr
 
 
@@ -130,7 +168,7 @@ def test_a_refusal_is_said_with_its_code() -> None:
     )
     FakeClient.error = JobUnavailableError("send an API key", error)
     result = runner.invoke(commands.app, ["submit", "x"])
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.REFUSED
     assert "send an API key (missing_credentials)" in result.stderr
     assert "DELTAWIRE_API_KEY" in result.stderr
 

@@ -2,11 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.table import Table
 
 from deltawire.client import AsyncClient
+
+from .printing import cell
+
+STYLES: Final = {"completed": "green", "failed": "red", "in_progress": "cyan", "queued": "dim"}
 
 
 async def listed(client: AsyncClient, *, status: str, limit: int) -> list[dict[str, Any]]:
@@ -29,8 +33,9 @@ def table(jobs: Sequence[Mapping[str, Any]], now: float) -> Table:
         rows.add_column(column, overflow="fold", no_wrap=column != "why")
     for job in jobs:
         rows.add_row(
-            *(job["id"], job["status"], _seconds(now - job["created_at"])),
-            *(_took(job), str(job["attempt"]), _tokens(job), why(job)),
+            *(job["id"], cell(job["status"], STYLES.get(job["status"], "yellow"))),
+            *(_seconds(now - job["created_at"]), _took(job), str(job["attempt"]), _tokens(job)),
+            cell(why(job)),
         )
     return rows
 

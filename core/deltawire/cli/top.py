@@ -25,9 +25,10 @@ from deltawire.variables import read_settings
 from deltawire.vitals import INTERVAL_S, Vitals, listening
 
 from .doctor import in_thread
+from .exit_codes import ExitCode
+from .printing import PIPE_WIDTH, is_lively, out, write_json
 
 FORGET_AFTER_S: Final = 5.0
-WIDTH: Final = 200  # of what is no terminal
 FIRST_LOOK_S: Final = 2.2 * INTERVAL_S  # two words of each process, for its rates
 
 
@@ -167,8 +168,8 @@ def _age(seconds: float) -> str:
     return f"{seconds:.0f}s"
 
 
-async def watch(*, once: bool, as_json: bool) -> int:
-    """Shows it until interrupted, or once. Returns an exit code. Raises ConfigurationError."""
+async def watch(*, once: bool, as_json: bool) -> ExitCode:
+    """Shows it until interrupted, or once. Raises ConfigurationError, RedisUnavailableError."""
     settings = read_settings(ServiceSettings, Environment())
     keys = Keys.at(settings.redis_url, settings.key_prefix)
     redis = RedisClient(settings.redis_url, name="deltawire-cli")
@@ -188,21 +189,23 @@ async def watch(*, once: bool, as_json: bool) -> int:
             await _show(look, once=once, as_json=as_json)
     finally:
         await redis.aclose()
-    return 0
+    return ExitCode.DONE
 
 
 async def _show(look: Callable[[], Coroutine[Any, Any, Picture]], *, once: bool, as_json: bool) -> None:
-    if as_json or once:
+    if as_json or once or not is_lively():  # one picture below the other
+        console = out if out.is_terminal else Console(width=PIPE_WIDTH)
         while True:
             shown = await look()
             if as_json:
-                print(msgspec.json.encode(shown).decode(), flush=True)
+                write_json(shown)
             else:
-                Console(width=None if sys.stdout.isatty() else WIDTH).print(table(shown))
+                console.print(table(shown), soft_wrap=False)
+                sys.stdout.flush()
             if once:
                 return
             await asyncio.sleep(INTERVAL_S)
-    with Live(table(await look()), auto_refresh=False, screen=False) as live:
+    with Live(table(await look()), console=out, auto_refresh=False, screen=False) as live:
         while True:
             await asyncio.sleep(INTERVAL_S)
             live.update(table(await look()), refresh=True)

@@ -1,0 +1,89 @@
+"""What several commands take, the relay that they ask, and how its refusals are told."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+from deltawire.client import AsyncClient, JobUnavailableError
+from deltawire.messages import ErrorMessage
+from deltawire.variables import Variable
+
+from .completion import job_ids
+from .exit_codes import ExitCode
+from .page import said
+from .printing import say, write_json
+
+API_KEY: Final = Variable(
+    "DELTAWIRE_API_KEY",
+    "What `deltawire submit`, `tail`, `cancel` and others send: an API key or a token; by default none.",
+    default="",
+)
+
+Url = Annotated[
+    str,
+    typer.Option(
+        envvar="DELTAWIRE_PUBLIC_URL",
+        help="The relay's address.",
+        show_default="http://127.0.0.1:$DELTAWIRE_PORT",
+    ),
+]
+Key = Annotated[str, typer.Option(envvar=API_KEY.name, help="An API key or a token, if the relay wants one.")]
+JobId = Annotated[str, typer.Argument(help="The job's id.", autocompletion=job_ids)]
+Json = Annotated[bool, typer.Option("--json", help="Print lines of JSON, refusals included.")]
+
+#: What to do about a refusal, by its code.
+_NEXT: Final = {
+    "missing_credentials": f"set {API_KEY.name}, or use --api-key",
+    "invalid_credentials": f"look at {API_KEY.name}: the relay does not know this key",
+    "token_expired": f"get another token, and put it into {API_KEY.name}",
+    "forbidden": "this key may not do that; `deltawire keys new NAME --scope …` makes one that may",
+    "unknown_job": "`deltawire jobs` lists those that there are; a job goes an hour after its end",
+    "unknown_option": "docs: PROTOCOL.md §1.2 lists the options of a job",
+    "host_not_allowed": "without keys the relay answers on this machine only",
+    "tenant_queue_full": "too many jobs of this tenant wait",
+}
+
+
+def client_of(url: str, api_key: str) -> AsyncClient:
+    """The relay's client. Use it as a context manager."""
+    return AsyncClient(url or default_url(), api_key=api_key or None)
+
+
+def default_url() -> str:
+    return f"http://127.0.0.1:{os.environ.get('DELTAWIRE_PORT') or 8080}"
+
+
+def run(coroutine: Coroutine[Any, Any, ExitCode], *, as_json: bool = False) -> None:
+    """Runs a command to its end, and exits with its code; a refusal is told, with what to do about it."""
+    try:
+        code = asyncio.run(coroutine)
+    except JobUnavailableError as error:
+        code = _refused(error, as_json=as_json)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    raise typer.Exit(code)
+
+
+def _refused(error: JobUnavailableError, *, as_json: bool) -> ExitCode:
+    """Errors go to standard error; with --json the `error` message of the wire to standard output as well."""
+    told = error.error
+    if as_json and told is not None:
+        write_json(msgspec.json.encode(ErrorMessage(error=told)))
+    say((said(told) if told else str(error), "red"))
+    if told is None:
+        say(
+            (
+                "is it running? `make up` starts one; --url or DELTAWIRE_PUBLIC_URL says where it is",
+                "dim",
+            )
+        )
+        return ExitCode.UNREACHABLE
+    if told.code in _NEXT:
+        say((_NEXT[told.code], "dim"))
+    if told.retry_after_s is not None:
+        say((f"try again in {told.retry_after_s:.0f} s", "dim"))
+    return ExitCode.REFUSED
