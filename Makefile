@@ -84,9 +84,10 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 	[ ! -e clients/js/node_modules/.installed ] || $(NODE) clients/js/node_modules/typescript/bin/tsc -p clients/js
 
-# docs/configuration.md and .env.example, after a change of settings.
+# What docs say of settings (.env.example, too), of the command line and of messages, after a change of those.
 configuration: setup
 	$(BIN)/python -m docs.configuration
+	$(BIN)/python -m docs.cli
 
 # The site, into site/; a warning is an error. Nothing is fetched from anywhere, then or when it is viewed.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
