@@ -22,6 +22,18 @@ from tests.support.sample_events import cancelled, completed, delta, line, queue
 runner = CliRunner()
 
 
+class FakeJob(AsyncJob):
+    """What became of it is what the test says."""
+
+    async def events(self, starting_after: int = 0, **asked: Any) -> AsyncGenerator[Event]:
+        FakeClient.asked |= {"job_id": self.id, "starting_after": starting_after, **asked}
+        for event in FakeClient.events_of_job:
+            yield event
+
+    async def retrieve(self) -> dict[str, Any]:
+        return JOB | {"id": self.id}
+
+
 class FakeClient:
     """Stands in for the client; remembers what it was asked for."""
 
@@ -30,7 +42,7 @@ class FakeClient:
     error: JobUnavailableError | None
     pages: list[dict[str, Any]]
 
-    def __init__(self, url: str, *, api_key: str | None) -> None:
+    def __init__(self, url: str | None, *, api_key: str | None) -> None:
         FakeClient.asked = {"url": url, "api_key": api_key}
 
     async def __aenter__(self) -> "FakeClient":
@@ -42,7 +54,10 @@ class FakeClient:
         FakeClient.asked |= {"body": body, "options": options}
         if FakeClient.error:
             raise FakeClient.error
-        return AsyncJob(AsyncClient(), "job-1", status="queued")
+        return FakeJob(AsyncClient(), "job-1", status="queued")
+
+    def job(self, job_id: str) -> FakeJob:
+        return FakeJob(AsyncClient(), job_id)
 
     async def cancel(self, job_id: str, *, reason: str) -> CancelResult:
         FakeClient.asked |= {"job_id": job_id, "reason": reason}
@@ -57,11 +72,6 @@ class FakeClient:
     async def list(self, **asked: Any) -> dict[str, Any]:
         FakeClient.asked.setdefault("list", []).append(asked)
         return FakeClient.pages.pop(0)
-
-    async def events(self, job_id: str, *, starting_after: int) -> AsyncGenerator[Event]:
-        FakeClient.asked |= {"job_id": job_id, "starting_after": starting_after}
-        for event in FakeClient.events_of_job:
-            yield event
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +90,7 @@ def test_submit_prints_the_id() -> None:
     result = runner.invoke(commands.app, ["submit", "Hello", "--model", "m"])
     assert (result.exit_code, result.stdout) == (0, "job-1\n")
     assert FakeClient.asked["body"] == {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
-    assert FakeClient.asked["url"] == "http://127.0.0.1:8080"
+    assert FakeClient.asked["url"] is None  # the client knows where it is by default
 
 
 def test_the_prompt_can_come_from_standard_input_and_a_file_adds_fields(tmp_path: Path) -> None:

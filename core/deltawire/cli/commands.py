@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from deltawire import __version__
+from deltawire.client.calls import default_base_url
 from deltawire.environment import ConfigurationError
 from deltawire.errors import RedisUnavailableError
 from deltawire.findings import as_text, encode_findings, exit_code
 
 from . import job_commands, key_commands
 from .exit_codes import ExitCode
-from .parameters import Json, Url, default_url, run
+from .parameters import Json, Url, run
 from .printing import say, write
 from .up import up as run_up
 
@@ -94,7 +95,7 @@ def doctor(
     """
     from .doctor import examine
 
-    findings = asyncio.run(examine(asks_upstream=ask, relay_url=url.rstrip("/") or default_url()))
+    findings = asyncio.run(examine(asks_upstream=ask, relay_url=url.rstrip("/") or default_base_url()))
     if json:
         write(encode_findings(findings))
     else:

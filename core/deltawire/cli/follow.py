@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import typer
 
-from deltawire.client import AsyncClient, JobUnavailableError
+from deltawire.client import AsyncJob, JobUnavailableError
 from deltawire.events import Event, TerminalEvent
 from deltawire.messages import Snapshot
 
@@ -24,7 +24,7 @@ from .printing import say
 QUESTION: Final = "c: cancel the job   d: detach, the job goes on   any other key: go on watching "
 
 
-async def follow(client: AsyncClient, job_id: str, starting_after: int, *, as_json: bool) -> ExitCode:
+async def follow(job: AsyncJob, starting_after: int, *, as_json: bool) -> ExitCode:
     """Prints a job from there to its end. Raises JobUnavailableError, typer.Exit where nobody reads it.
 
     The first Ctrl-C asks what it means, where there is a terminal to ask; the second one, the first without a
@@ -33,7 +33,7 @@ async def follow(client: AsyncClient, job_id: str, starting_after: int, *, as_js
     page: Page = JsonPage(starting_after) if as_json else TextPage(starting_after)
     go = asyncio.Event()
     go.set()
-    events = client.events(job_id, starting_after=starting_after)
+    events = job.events(starting_after, merge=not as_json)
     with Interrupts() as interrupts:
         reading = asyncio.create_task(_print(events, page, go), name="reading")
         try:
@@ -41,16 +41,16 @@ async def follow(client: AsyncClient, job_id: str, starting_after: int, *, as_js
                 number = interrupts.take()
                 go.clear()
                 page.pause()
-                if number != signal.SIGINT or await _is_to_detach(client, job_id, interrupts):
-                    _say_how_to_go_on(job_id, page.position)
+                if number != signal.SIGINT or await _is_to_detach(job, interrupts):
+                    _say_how_to_go_on(job.id, page.position)
                     return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
                 go.set()
             code = reading.result()
-            return OF_STATUS[(await client.retrieve(job_id))["status"]] if code is None else code
+            return OF_STATUS[(await job.retrieve())["status"]] if code is None else code
         except JobUnavailableError:
             page.pause()
             if page.position > starting_after:
-                _say_how_to_go_on(job_id, page.position)
+                _say_how_to_go_on(job.id, page.position)
             raise
         finally:
             page.pause()
@@ -68,7 +68,7 @@ async def _print(events: AsyncIterator[Event | Snapshot], page: Page, go: asynci
     return None  # there was nothing after where we began
 
 
-async def _is_to_detach(client: AsyncClient, job_id: str, interrupts: "Interrupts") -> bool:
+async def _is_to_detach(job: AsyncJob, interrupts: "Interrupts") -> bool:
     """Asks, and cancels if that is wanted. Watching goes on then: the end is still to come."""
     if interrupts.has_cancelled:
         return True
@@ -86,7 +86,7 @@ async def _is_to_detach(client: AsyncClient, job_id: str, interrupts: "Interrupt
         sys.stderr.write("\n")
     if answer == "c":
         interrupts.has_cancelled = True
-        await client.cancel(job_id, reason="cli")
+        await job.cancel("cli")
     return answer == "d"
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from deltawire.client import JobUnavailableError
+from deltawire.client import NotFoundError
 from deltawire.events import STATUSES, Status
 
 from . import completion
@@ -74,7 +75,7 @@ def submit(
                 write(f"{job.id}\n")
             else:
                 say((f"job {job.id}", "dim"))
-            return await follow_job(client, job.id, 0, as_json=json) if follow else ExitCode.DONE
+            return await follow_job(job, 0, as_json=json) if follow else ExitCode.DONE
 
     run(enqueue(), as_json=json)
 
@@ -94,12 +95,10 @@ def tail(
 
     async def watch() -> ExitCode:
         async with client_of(url, api_key) as client:
-            try:
-                await client.retrieve(job_id)  # the events' door is more patient with a relay that is away
-            except JobUnavailableError as error:
-                if error.error is None or error.error.code != "unknown_job":  # its message may be on its way
-                    raise
-            return await follow_job(client, job_id, starting_after, as_json=json)
+            job = client.job(job_id)
+            with suppress(NotFoundError):  # its message may be on its way
+                await job.retrieve()  # events wait for a relay that is away; this says so at once
+            return await follow_job(job, starting_after, as_json=json)
 
     run(watch(), as_json=json)
 

@@ -1,14 +1,13 @@
 """What several commands take, the relay that they ask, and how its refusals are told."""
 
 import asyncio
-import os
 from collections.abc import Coroutine
 from typing import Annotated, Any, Final
 
 import msgspec
 import typer
 
-from deltawire.client import AsyncClient, JobUnavailableError
+from deltawire.client import AsyncClient, JobUnavailableError, UnreachableError
 from deltawire.messages import ErrorMessage
 from deltawire.variables import Variable
 
@@ -50,11 +49,7 @@ _NEXT: Final = {
 
 def client_of(url: str, api_key: str) -> AsyncClient:
     """The relay's client. Use it as a context manager."""
-    return AsyncClient(url or default_url(), api_key=api_key or None)
-
-
-def default_url() -> str:
-    return f"http://127.0.0.1:{os.environ.get('DELTAWIRE_PORT') or 8080}"
+    return AsyncClient(url or None, api_key=api_key or None)
 
 
 def run(coroutine: Coroutine[Any, Any, ExitCode], *, as_json: bool = False) -> None:
@@ -74,7 +69,7 @@ def _refused(error: JobUnavailableError, *, as_json: bool) -> ExitCode:
     if as_json and told is not None:
         write_json(msgspec.json.encode(ErrorMessage(error=told)))
     say((said(told) if told else str(error), "red"))
-    if told is None:
+    if isinstance(error, UnreachableError):
         say(
             (
                 "is it running? `make up` starts one; --url or DELTAWIRE_PUBLIC_URL says where it is",
@@ -82,8 +77,8 @@ def _refused(error: JobUnavailableError, *, as_json: bool) -> ExitCode:
             )
         )
         return ExitCode.UNREACHABLE
-    if told.code in _NEXT:
+    if told is not None and told.code in _NEXT:
         say((_NEXT[told.code], "dim"))
-    if told.retry_after_s is not None:
-        say((f"try again in {told.retry_after_s:.0f} s", "dim"))
+    if error.retry_after_s is not None:
+        say((f"try again in {error.retry_after_s:.0f} s", "dim"))
     return ExitCode.REFUSED
