@@ -88,6 +88,7 @@ lint: setup
 configuration: setup
 	$(BIN)/python -m docs.configuration
 	$(BIN)/python -m docs.cli
+	$(BIN)/python -m docs.asyncapi
 
 # The site, into site/; a warning is an error. Nothing is fetched from anywhere, then or when it is viewed.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
