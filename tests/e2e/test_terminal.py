@@ -340,9 +340,29 @@ async def test_the_exit_code_says_how_the_job_ended(
     assert word in errors
 
 
+async def test_where_a_job_had_ended_the_exit_code_says_how(system: System) -> None:
+    """Although there is nothing left to print."""
+    job_id = await submit(system, request("hello", fault="cut", after=1))
+    top = check_whole(await watch(system, job_id))["sequence_number"]
+    code, output, _ = await piped(system, "tail", job_id, "--starting-after", str(top))
+    assert (code, output) == (ExitCode.INCOMPLETE, "")
+
+
+async def test_top_is_quiet_about_ctrl_c(system: System) -> None:
+    """On a terminal it rewrites its lines; on a dumb one it prints them one below the other."""
+    for terminal_type in ("xterm", "dumb"):
+        environment = environment_of(system, DELTAWIRE_REDIS_URL=system.redis_url, TERM=terminal_type)
+        with Terminal("top", environment=environment, columns=150) as terminal:
+            await terminal.until(lambda shown: shown.count("relay") >= 2)
+            assert ("\x1b" in terminal.shown) == (terminal_type == "xterm")
+            terminal.press(CTRL_C)
+            assert await terminal.ended() == ExitCode.INTERRUPTED
+        assert "Traceback" not in terminal.shown
+
+
 async def test_refusals_have_a_code_and_say_what_to_do(system: System) -> None:
     """6 where the relay says no, 7 where there is none, 2 where the command line is wrong."""
-    for args in (["tail", "no such/job"], ["jobs", "nobody"], ["submit", "x", "-o", "fly=1"]):
+    for args in (["jobs", "nobody"], ["submit", "x", "-o", "fly=1"]):
         code, output, errors = await piped(system, *args, "--json")
         assert code == ExitCode.REFUSED, errors
         message = json.loads(output)
@@ -354,7 +374,13 @@ async def test_refusals_have_a_code_and_say_what_to_do(system: System) -> None:
         assert (code, output) == (ExitCode.UNREACHABLE, "")
         assert "is it running? `make up`" in errors
         assert "Traceback" not in errors
-    for args in (["submit"], ["submit", "x", "-o", "fly"], ["tail"], ["jobs", "--status", "done"]):
+    for args in (
+        ["submit"],
+        ["submit", "x", "-o", "fly"],
+        ["tail"],
+        ["tail", "a/b"],
+        ["jobs", "--status", "done"],
+    ):
         assert (await piped(system, *args))[0] == ExitCode.USAGE
 
 

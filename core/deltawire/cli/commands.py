@@ -9,7 +9,6 @@ import typer
 
 from deltawire import __version__
 from deltawire.client.calls import default_base_url
-from deltawire.environment import ConfigurationError
 from deltawire.errors import RedisUnavailableError
 from deltawire.findings import as_text, encode_findings, exit_code
 
@@ -74,9 +73,6 @@ def top(
 
     try:
         run(watch(once=once, as_json=json))
-    except ConfigurationError as error:
-        say((str(error), "red"))
-        raise typer.Exit(ExitCode.USAGE) from error
     except RedisUnavailableError as error:
         say((str(error), "red"))
         say(("is it running? DELTAWIRE_REDIS_URL says where it is; `deltawire up` prints its own", "dim"))

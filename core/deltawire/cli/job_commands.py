@@ -19,7 +19,7 @@ from .follow import follow as follow_job
 from .jobs import listed
 from .jobs import table as as_table
 from .jobs import text as as_page
-from .parameters import JobId, Json, Key, Url, client_of, run
+from .parameters import JobId, Json, Key, Url, checked_job_id, client_of, run
 from .printing import PIPE_WIDTH, out, say, write, write_json
 
 app = typer.Typer()
@@ -133,7 +133,12 @@ def cancel(
 @app.command()
 def jobs(
     job_id: Annotated[
-        str, typer.Argument(help="Show this job, with what was said.", autocompletion=completion.job_ids)
+        str,
+        typer.Argument(
+            help="Show this job, with what was said.",
+            callback=checked_job_id,
+            autocompletion=completion.job_ids,
+        ),
     ] = "",
     status: Annotated[Status | None, typer.Option(help=f"Only those: {', '.join(STATUSES)}.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the latest first.")] = 20,

@@ -8,6 +8,8 @@ import msgspec
 import typer
 
 from deltawire.client import AsyncClient, JobUnavailableError, UnreachableError
+from deltawire.environment import ConfigurationError
+from deltawire.keys import JOB_ID
 from deltawire.messages import ErrorMessage
 from deltawire.variables import Variable
 
@@ -18,8 +20,9 @@ from .printing import say, write_json
 
 API_KEY: Final = Variable(
     "DELTAWIRE_API_KEY",
-    "What `deltawire submit`, `tail`, `cancel` and others send: an API key or a token; by default none.",
+    "What `deltawire submit`, `tail` and others, and the Python client, send: an API key or a token.",
     default="",
+    is_secret=True,
 )
 
 Url = Annotated[
@@ -31,7 +34,16 @@ Url = Annotated[
     ),
 ]
 Key = Annotated[str, typer.Option(envvar=API_KEY.name, help="An API key or a token, if the relay wants one.")]
-JobId = Annotated[str, typer.Argument(help="The job's id.", autocompletion=job_ids)]
+
+
+def checked_job_id(given: str) -> str:
+    """What else it is would be another path of the relay's. Raises typer.BadParameter."""
+    if given and not JOB_ID.fullmatch(given):
+        raise typer.BadParameter("a job's id is 1 to 128 of A-Z a-z 0-9 _ -")
+    return given
+
+
+JobId = Annotated[str, typer.Argument(help="The job's id.", callback=checked_job_id, autocompletion=job_ids)]
 Json = Annotated[bool, typer.Option("--json", help="Print lines of JSON, refusals included.")]
 
 #: What to do about a refusal, by its code.
@@ -58,6 +70,9 @@ def run(coroutine: Coroutine[Any, Any, ExitCode], *, as_json: bool = False) -> N
         code = asyncio.run(coroutine)
     except JobUnavailableError as error:
         code = _refused(error, as_json=as_json)
+    except ConfigurationError as error:
+        say((str(error), "red"))
+        code = ExitCode.USAGE
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     raise typer.Exit(code)
