@@ -73,8 +73,9 @@ class ResponsesApi:
     async def show_response(self, request: Request) -> Response:
         principal, job_id, record = await self._known(request, "read")
         query = request.query_params
-        if query.get("include") or query.getlist("include[]"):
-            raise unsupported("include", "leave it out")
+        for name in ("include", "include_obfuscation"):
+            if query.get(name, "false") != "false" or query.getlist(f"{name}[]"):
+                raise unsupported(name, "leave it out")
         after, stream = query.get("starting_after"), query.get("stream", "false")
         position = -1 if after is None else sequence_number("starting_after", after)
         if stream not in ("true", "false"):

@@ -64,7 +64,9 @@ def read_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
     is_streamed = body.get("stream", False)
     if not isinstance(is_streamed, bool):
         raise WireError("invalid_request", "stream must be true or false", param="stream")
-    _object(body, "stream_options")  # of which nothing changes what we send
+    stream_options = _object(body, "stream_options")
+    if stream_options not in ({}, {"include_obfuscation": False}):
+        raise unsupported("stream_options", "nothing is added to the events")
     ours = dict(_object(body, "deltawire"))
     extra = _object(ours, "request", "deltawire.")
     ours.pop("request", None)

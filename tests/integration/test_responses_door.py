@@ -252,7 +252,9 @@ async def test_a_repeat_is_the_same_response(relay: RelayProcess, jobs: Producer
     assert other.json()["error"]["code"] == "idempotency_conflict"
 
 
-@pytest.mark.parametrize("query", ["starting_after=x", "starting_after=-1", "stream=yes", "include[]=x"])
+@pytest.mark.parametrize(
+    "query", ["starting_after=x", "starting_after=-1", "stream=yes", "include[]=x", "include=x"]
+)
 async def test_a_query_that_is_none(relay: RelayProcess, query: str) -> None:
     response = (await ask(relay.url, json=BODY)).json()
     answer = await ask(relay.url, "GET", f"{PATH}/{response['id']}?{query}")

@@ -164,6 +164,7 @@ def test_options_and_what_only_the_gateway_knows() -> None:
         ({"truncation": "auto"}, "truncation"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"max_tool_calls": 1}, "max_tool_calls"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options"),
         ({"seed": 1}, "seed"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "f", "defer_loading": True}]}, "tools[0].defer_loading"),
