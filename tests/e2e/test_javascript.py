@@ -27,20 +27,24 @@ Json = dict[str, Any]
 PACKAGE: Final = Path(__file__).parents[2] / "clients" / "js"
 VITEST: Final = PACKAGE / "node_modules" / "vitest" / "vitest.mjs"
 KEYS: Final = Keyring(app=("acme", ("submit", "read", "cancel", "tokens")))
-SITE_PORT: Final = free_port()
 #: Some 85 s, most of which pages spend asleep.
 TIMEOUT_S: Final = 170
 
 
 @pytest.fixture(scope="module")
-def system() -> Iterator[System]:
+def site_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def system(site_port: int) -> Iterator[System]:
     """A deltawire with keys and tokens, which knows the origin of the tests' web site."""
     if not VITEST.exists():
         lack("what the JavaScript client is tested with is not installed: make node")
     environment = {
         "DELTAWIRE_API_KEYS": KEYS.text,
         "DELTAWIRE_JWT_SECRET": "secret-of-the-tests-" * 2,
-        "DELTAWIRE_ALLOWED_ORIGINS": f"http://127.0.0.1:{SITE_PORT}",
+        "DELTAWIRE_ALLOWED_ORIGINS": f"http://127.0.0.1:{site_port}",
     }
     with System(relay_environment=environment) as system:
         yield system
@@ -69,7 +73,7 @@ def folds() -> Json:
 
 
 @pytest.mark.timeout(TIMEOUT_S + 30)
-async def test_the_javascript_client_is_whole(system: System, tmp_path: Path) -> None:
+async def test_the_javascript_client_is_whole(system: System, site_port: int, tmp_path: Path) -> None:
     """Units, Node on this deltawire, pages that sleep, the React example, the README's code, types."""
     if chromium.PROGRAM is None:
         lack("Chromium is not installed: apt-get install chromium")
@@ -77,7 +81,7 @@ async def test_the_javascript_client_is_whole(system: System, tmp_path: Path) ->
     environment = {
         "DELTAWIRE_URL": system.relay_url,
         "DELTAWIRE_API_KEY": KEYS["app"],
-        "DELTAWIRE_SITE_PORT": str(SITE_PORT),
+        "DELTAWIRE_SITE_PORT": str(site_port),
         "DELTAWIRE_FOLDS": str(tmp_path / "folds.json"),
         "CHROMIUM": chromium.PROGRAM,
         "NO_COLOR": "1",

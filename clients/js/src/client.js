@@ -7,8 +7,8 @@ import { ending } from "./errors.js";
 /** @import { CancelResult, Job, JobEvent, Json, Result, Terminal } from "./types.js" */
 
 /**
- * One relay, for any number of jobs. Every stream has a connection of its own: tokens are for one job each, and a stream
- * that is read slowly holds up no other. All methods throw JobUnavailableError, or the reason of their `signal`.
+ * One relay, for any number of jobs. Every stream has a connection of its own: tokens are for one job each, and a
+ * stream that is read slowly holds up no other. All methods throw JobUnavailableError, or the reason of their `signal`.
  */
 export class Client {
   #relay;
@@ -34,7 +34,10 @@ export class Client {
     return job;
   }
 
-  /** Reads a job's events; nothing happens before the first is asked for. @param {string} jobId @param {StreamOptions} [options] */
+  /**
+   * Reads a job's events; nothing happens before the first is asked for.
+   * @param {string} jobId @param {StreamOptions} [options]
+   */
   stream(jobId, options = {}) {
     return new Stream(this.#relay, jobId, options);
   }
@@ -48,7 +51,10 @@ export class Client {
     return this.#relay.call("POST", `${path(jobId)}/cancel`, { jobId, body: { reason }, signal });
   }
 
-  /** The job as it stands, PROTOCOL.md §5.3. @param {string} jobId @param {{ signal?: AbortSignal }} [how] @returns {Promise<Json>} */
+  /**
+   * The job as it stands, PROTOCOL.md §5.3.
+   * @param {string} jobId @param {{ signal?: AbortSignal }} [how] @returns {Promise<Json>}
+   */
   retrieve(jobId, { signal } = {}) {
     return this.#relay.call("GET", path(jobId), { jobId, signal });
   }
@@ -71,7 +77,15 @@ export class Client {
     const output = outputs?.find((/** @type {Json} */ each) => each.index === 0);
     const calls = output?.tool_calls === "complete" ? completion.choices[0].message.tool_calls : undefined;
     const text = textOf(completion);
-    const result = { ...terminal, completion, outputs: outputs ?? [], id: jobId, status, text, tool_calls: calls ?? [] };
+    const result = {
+      ...terminal,
+      completion,
+      outputs: outputs ?? [],
+      id: jobId,
+      status,
+      text,
+      tool_calls: calls ?? [],
+    };
     const whole = { ...result, parsed: output?.parsed ?? null };
     if (status !== "completed") throw ending(whole);
     return whole;

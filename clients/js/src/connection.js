@@ -16,8 +16,10 @@ const SILENCE_MS = 35_000;
 const MAX_WAITING_CHARACTERS = 16_777_216;
 
 export class Lost extends Error {
-  /** @param {string} message
-   * @param {{ code?: number, status?: number, error?: WireError | null, retryAfterS?: number, cause?: unknown }} [details] */
+  /**
+   * @param {string} message
+   * @param {{ code?: number, status?: number, error?: WireError | null, retryAfterS?: number, cause?: unknown }} [how]
+   */
   constructor(message, { code = 0, status = 0, error = null, retryAfterS = 0, cause } = {}) {
     super(message, { cause });
     this.code = code;
@@ -108,7 +110,10 @@ export async function* overWebSocket(WebSocket, url, token, subscribe, { onFrame
  */
 export async function* overEventStream(fetch, url, token, { onFrame, signal }) {
   const ended = new AbortController();
-  /** Only while we wait: a reader that takes its time is no silence. @template T @param {number} ms @param {Promise<T>} what */
+  /**
+   * Only while we wait: a reader that takes its time is no silence.
+   * @template T @param {number} ms @param {Promise<T>} what
+   */
   const within = async (ms, what) => {
     const timer = setTimeout(() => ended.abort(new Lost("nothing was heard for too long")), ms);
     return what.finally(() => clearTimeout(timer));
@@ -121,7 +126,7 @@ export async function* overEventStream(fetch, url, token, { onFrame, signal }) {
     if (!response.ok || !response.body) throw await refused(response);
     const reader = response.body.getReader();
     const decoder = new TextDecoder();
-    for (let rest = ""; ; ) {
+    for (let rest = ""; ;) {
       const { done, value } = await within(SILENCE_MS, reader.read());
       if (done) throw new Lost("the event stream ended");
       onFrame();

@@ -164,7 +164,8 @@ class ToolCalls extends Entries {
         const last = isObject(this.items.at(-1)) ? this.items.length - 1 : undefined;
         place = hasIndex ? places.get(index) : last;
         // After a snapshot the place stands for the index; where a gateway counts otherwise, calls come one by one.
-        if (place === undefined && this.restored) place = index < this.restored ? index : nameIn(item) ? undefined : last;
+        if (place === undefined && this.restored)
+          place = index < this.restored ? index : nameIn(item) ? undefined : last;
         if (place !== undefined && isAnother(this.items[place], item, id, hasIndex)) place = undefined;
       }
       this.mergeAt(place, item);
@@ -240,7 +241,10 @@ function withText(key, old, value) {
   return (old ?? null) === null || !SET_ONCE.has(key) ? value : old;
 }
 
-/** Lists go on where they ended; of anything else the last counts. @param {Json} known @param {string} key @param {any} value */
+/**
+ * Lists go on where they ended; of anything else the last counts.
+ * @param {Json} known @param {string} key @param {any} value
+ */
 function extend(known, key, value) {
   if (Array.isArray(value)) {
     if (Array.isArray(known[key])) for (const item of value) known[key].push(item);
@@ -272,7 +276,9 @@ function finished(choice) {
 function fixed({ message, ...choice }) {
   const copy = (/** @type {any} */ value) => (Array.isArray(value) ? [...value] : value);
   for (const [key, value] of entriesOf(choice)) {
-    choice[key] = isObject(value) ? Object.fromEntries(entriesOf(value).map(([name, item]) => [name, copy(item)])) : copy(value);
+    choice[key] = isObject(value)
+      ? Object.fromEntries(entriesOf(value).map(([name, item]) => [name, copy(item)]))
+      : copy(value);
   }
   return choice;
 }
@@ -287,12 +293,17 @@ function plain(value) {
 /** The inverse. @param {any} value @param {string} key @returns {any} */
 function growing(value, key = "") {
   if (Array.isArray(value)) {
-    const entries = entriesFor(key, value.map((item) => growing(item)));
+    const entries = entriesFor(
+      key,
+      value.map((item) => growing(item)),
+    );
     entries.items.forEach((item, place) => isObject(item) && entries.note(place));
     if (entries instanceof ToolCalls) entries.restored = entries.items.length;
     return entries;
   }
-  return isObject(value) ? Object.fromEntries(entriesOf(value).map(([name, item]) => [name, growing(item, name)])) : value;
+  return isObject(value)
+    ? Object.fromEntries(entriesOf(value).map(([name, item]) => [name, growing(item, name)]))
+    : value;
 }
 
 /** @param {string} key @param {any[]} items */

@@ -4,15 +4,15 @@ import { ServerError, UnreachableError, refusal } from "./errors.js";
 
 /**
  * @typedef {object} ClientOptions
- * @property {string} [baseUrl] The relay's address, such as https://deltawire.example.com. Default: the page's own origin.
+ * @property {string} [baseUrl] The relay's address, such as https://deltawire.example.com. Default: the page's origin.
  * @property {string} [apiKey] A backend's key, or any one token. A page must not hold a key.
- * @property {(job: { jobId?: string }) => Promise<string> | string} [getToken] Gives a token for a job, or (no id) one that
- *   may submit. Called once for each job, and again when the relay says that the token has expired, or 401. What it
- *   throws ends the wait for it; but a TypeError, as `fetch` throws where there is no network, is tried again.
+ * @property {(job: { jobId?: string }) => Promise<string> | string} [getToken] Gives a token for a job, or (no id) one
+ *   that may submit. Called once for each job, and again when the relay says that the token has expired, or 401. What
+ *   it throws is thrown; but a stream tries again after a TypeError, as `fetch` throws where there is no network.
  * @property {"auto" | "websocket" | "sse"} [transport] "auto": WebSockets, or SSE where they do not get through.
  * @property {number} [timeoutS] Of a command. Default: 10.
- * @property {number} [giveUpAfterS] How long a stream tries to reach the relay. Default: 120, of a page that is awake and
- *   not offline.
+ * @property {number} [giveUpAfterS] How long a stream tries to reach the relay. Default: 120, of a page that is awake
+ *   and not offline.
  * @property {typeof globalThis.fetch} [fetch]
  * @property {typeof globalThis.WebSocket} [WebSocket] For Node before 22, from `ws`; without one it is SSE.
  */

@@ -93,7 +93,7 @@ export class Stream {
     const state = { failures: 0, renewals: 0 };
     try {
       for (;;) {
-        if (this.#hidden) await unlessAborted(signal, this.#hidden);
+        while (this.#hidden) await unlessAborted(signal, this.#hidden);
         signal?.throwIfAborted();
         const isEventStream = this.#relay.wantsEventStream;
         const attempt = { retryAfterS: 0, code: 0, wasTried: false, wasHeard: false, isEventStream };
@@ -156,7 +156,10 @@ export class Stream {
     return overWebSocket(WebSocket, `${baseUrl.replace(/^http/, "ws")}/v1/ws`, token, subscribe, watched);
   }
 
-  /** Takes an event into account; false if it is known, or none. Throws Lost where events are missing. @param {Json} message */
+  /**
+   * Takes an event into account; false if it is known, or none. Throws Lost where events are missing.
+   * @param {Json} message
+   */
   #takes(message) {
     const { type, sequence_number: number, first_sequence_number: first = number } = message;
     if (!Number.isInteger(number)) return false;

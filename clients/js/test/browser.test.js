@@ -91,7 +91,12 @@ describe.skipIf(!RELAY)("in Chromium", { concurrent: true, timeout: 110_000 }, (
     const page = await watch(job, { relay: proxy.url });
     const devtools = await page.context().newCDPSession(page);
     const beOffline = (offline) =>
-      devtools.send("Network.emulateNetworkConditions", { offline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+      devtools.send("Network.emulateNetworkConditions", {
+        offline,
+        latency: 0,
+        downloadThroughput: -1,
+        uploadThroughput: -1,
+      });
     proxy.freeze(); // what was open stays half-open, as when a phone leaves its network
     proxy.isAway = true;
     await beOffline(true);
@@ -140,26 +145,30 @@ describe.skipIf(!RELAY)("in Chromium", { concurrent: true, timeout: 110_000 }, (
   });
 
   // Within a second: of a machine that is busy with other things it may take another attempt.
-  test("two tabs of the React example show the same, and a stop in one shows in the other", { retry: 2, timeout: 30_000 }, async () => {
-    const job = await client.submit(request({ deltas: 400, rate: 10 }));
-    const tabs = await Promise.all([chromium.newWindow(), chromium.newWindow()]);
-    for (const tab of tabs) await tab.goto(`${SITE}/examples/react/dist/index.html?job=${job.id}`);
-    const texts = () => Promise.all(tabs.map((tab) => tab.textContent("p")));
-    await eventually(async () => (await texts()).every((text) => text.length > 30), "text in both");
-    const shown = tabs[1].evaluate(async () => {
-      const status = document.querySelector("[role=status]");
-      while (status.textContent !== "cancelled") await new Promise((resolve) => setTimeout(resolve, 5));
-      return Date.now();
-    });
-    const stoppedAt = await tabs[0].evaluate(() => {
-      document.querySelector("button").click();
-      return Date.now();
-    });
-    expect((await shown) - stoppedAt).toBeLessThan(1_000);
-    await tabs[0].getByText("cancelled").waitFor();
-    const [one, other] = await texts();
-    expect(one).toBe(other);
-    expect((await client.retrieve(job.id)).completion.choices[0].message.content).toBe(one);
-    for (const tab of tabs) await tab.context().close();
-  });
+  test(
+    "two tabs of the React example show the same, and a stop in one shows in the other",
+    { retry: 2, timeout: 30_000 },
+    async () => {
+      const job = await client.submit(request({ deltas: 400, rate: 10 }));
+      const tabs = await Promise.all([chromium.newWindow(), chromium.newWindow()]);
+      for (const tab of tabs) await tab.goto(`${SITE}/examples/react/dist/index.html?job=${job.id}`);
+      const texts = () => Promise.all(tabs.map((tab) => tab.textContent("p")));
+      await eventually(async () => (await texts()).every((text) => text.length > 30), "text in both");
+      const shown = tabs[1].evaluate(async () => {
+        const status = document.querySelector("[role=status]");
+        while (status.textContent !== "cancelled") await new Promise((resolve) => setTimeout(resolve, 5));
+        return Date.now();
+      });
+      const stoppedAt = await tabs[0].evaluate(() => {
+        document.querySelector("button").click();
+        return Date.now();
+      });
+      expect((await shown) - stoppedAt).toBeLessThan(1_000);
+      await tabs[0].getByText("cancelled").waitFor();
+      const [one, other] = await texts();
+      expect(one).toBe(other);
+      expect((await client.retrieve(job.id)).completion.choices[0].message.content).toBe(one);
+      for (const tab of tabs) await tab.context().close();
+    },
+  );
 });

@@ -1,13 +1,19 @@
 /** The client in Node, on a real deltawire. */
 
+import { WebSocket as OfWs } from "ws";
 import { describe, expect, test, vi } from "vitest";
 import * as deltawire from "../src/index.js";
 import { API_KEY, Proxy, RELAY, request, token } from "./support.js";
 
 const { Client, textOf } = deltawire;
-const TOOL = { type: "function", function: { name: "look_up", parameters: { type: "object", properties: { city: { type: "string" } } } } };
+const TOOL = {
+  type: "function",
+  function: { name: "look_up", parameters: { type: "object", properties: { city: { type: "string" } } } },
+};
 
-const clientOf = (options) => new Client({ baseUrl: RELAY, apiKey: API_KEY, ...options });
+/** With a WebSocket in Node 20, too. */
+const OWN = globalThis.WebSocket ?? OfWs;
+const clientOf = (options) => new Client({ baseUrl: RELAY, apiKey: API_KEY, WebSocket: OWN, ...options });
 
 async function readAll(stream) {
   const events = [];
@@ -21,12 +27,18 @@ async function checkWhole(events, stream, id) {
   expect(numbers).toEqual(numbers.map((_, index) => index + 1));
   const job = await clientOf().retrieve(id);
   expect(job.status).toBe("completed");
-  expect(stream).toMatchObject({ status: job.status, position: job.latest_sequence_number, completion: job.completion });
-  const said = events.filter((event) => event.type === "delta").map((event) => event.chunk.choices[0]?.delta?.content ?? "");
+  expect(stream).toMatchObject({
+    status: job.status,
+    position: job.latest_sequence_number,
+    completion: job.completion,
+  });
+  const said = events
+    .filter((event) => event.type === "delta")
+    .map((event) => event.chunk.choices[0]?.delta?.content ?? "");
   expect(said.join("")).toBe(textOf(job.completion));
 }
 
-describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 60_000 }, () => {
+describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 100_000 }, () => {
   test.each(["websocket", "sse", "auto"])("a job is read from its beginning to its end by %s", async (transport) => {
     const client = clientOf({ transport });
     const job = await client.submit(request({ rate: 200 }));
@@ -74,11 +86,18 @@ describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 60_000 }, () => 
 
   test("it does without WebSockets where there are none", async () => {
     vi.stubGlobal("WebSocket", undefined); // as in Node 20
-    const client = clientOf();
-    expect(() => clientOf({ transport: "websocket" })).toThrow(TypeError);
+    const client = clientOf({ WebSocket: undefined });
+    expect(() => clientOf({ WebSocket: undefined, transport: "websocket" })).toThrow(TypeError);
     vi.unstubAllGlobals();
     const job = await client.submit(request());
     expect((await client.result(job.id)).status).toBe("completed");
+  });
+
+  test("it takes the WebSocket of ws", async () => {
+    const client = clientOf({ WebSocket: OfWs, transport: "websocket" });
+    const job = await client.submit(request());
+    const stream = client.stream(job.id);
+    await checkWhole(await readAll(stream), stream, job.id);
   });
 
   test.each(["websocket", "sse"])("a token that expires in mid-stream is replaced by %s", async (transport) => {
@@ -88,7 +107,7 @@ describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 60_000 }, () => 
       asked.push(jobId);
       return token(jobId, { cap: ["read"], ttl_s: asked.length === 1 ? 1 : 60 });
     };
-    const stream = new Client({ baseUrl: RELAY, getToken, transport }).stream(job.id);
+    const stream = new Client({ baseUrl: RELAY, getToken, transport, WebSocket: OWN }).stream(job.id);
     await checkWhole(await readAll(stream), stream, job.id);
     expect(asked).toEqual([job.id, job.id]);
   });
@@ -102,21 +121,38 @@ describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 60_000 }, () => 
     const [call] = (await client.result(calls.id)).tool_calls;
     expect(call.function.name).toBe("look_up");
     expect(JSON.parse(call.function.arguments)).toBeTypeOf("object");
-    expect(await client.result(json.id)).toMatchObject({ status: "completed", text: '{"a": 1}', parsed: { a: 1 }, tool_calls: [] });
+    expect(await client.result(json.id)).toMatchObject({
+      status: "completed",
+      text: '{"a": 1}',
+      parsed: { a: 1 },
+      tool_calls: [],
+    });
   });
 
   test("an end that is no completion is an error, with all that there is", async () => {
     const client = clientOf();
     const failed = await client.submit(request({ fault: "status", status: 400 }));
-    await expect(client.result(failed.id)).rejects.toMatchObject({ name: "JobFailedError", result: { status: "failed", source: "upstream" } });
+    await expect(client.result(failed.id)).rejects.toMatchObject({
+      name: "JobFailedError",
+      result: { status: "failed", source: "upstream" },
+    });
     const cut = await client.submit(request({ fault: "cut", after: 3, rate: 0 }));
     const error = await client.result(cut.id).catch((error) => error);
     expect(error).toBeInstanceOf(deltawire.JobIncompleteError);
-    expect(error.result).toMatchObject({ incomplete_details: { reason: "upstream_eof" }, text: expect.stringMatching(/./) });
+    expect(error.result).toMatchObject({
+      incomplete_details: { reason: "upstream_eof" },
+      text: expect.stringMatching(/./),
+    });
     const stopped = await client.submit(request({ deltas: 600, rate: 20 }));
-    const result = client.result(stopped.id, { onEvent: ({ type }) => type === "delta" && client.cancel(stopped.id, { reason: "enough" }) });
+    const result = client.result(stopped.id, {
+      onEvent: ({ type }) => type === "delta" && client.cancel(stopped.id, { reason: "enough" }),
+    });
     await expect(result).rejects.toMatchObject({ name: "JobCancelledError", result: { cancel: { reason: "enough" } } });
-    expect(await client.cancel(stopped.id)).toMatchObject({ status: "cancelled", cancelled_from: null, delivered: true });
+    expect(await client.cancel(stopped.id)).toMatchObject({
+      status: "cancelled",
+      cancelled_from: null,
+      delivered: true,
+    });
   });
 
   test("an idempotency key names one job", async () => {
@@ -127,14 +163,18 @@ describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 60_000 }, () => 
   test("a signal ends a wait", async () => {
     const client = clientOf();
     const job = await client.submit(request({ deltas: 600, rate: 20 }));
-    await expect(client.result(job.id, { signal: AbortSignal.timeout(300) })).rejects.toMatchObject({ name: "TimeoutError" });
+    await expect(client.result(job.id, { signal: AbortSignal.timeout(300) })).rejects.toMatchObject({
+      name: "TimeoutError",
+    });
     await client.cancel(job.id);
   });
 
   test.each(["websocket", "sse"])("refusals are errors of their kinds by %s", async (transport) => {
     const client = clientOf({ transport });
     await expect(client.submit({ model: "m" })).rejects.toBeInstanceOf(deltawire.InvalidRequestError);
-    await expect(client.submit(request(), { nonsense: 1 })).rejects.toMatchObject({ error: { code: "unknown_option" } });
+    await expect(client.submit(request(), { nonsense: 1 })).rejects.toMatchObject({
+      error: { code: "unknown_option" },
+    });
     await expect(client.retrieve("no-such-job")).rejects.toBeInstanceOf(deltawire.NotFoundError);
     await expect(readAll(client.stream("no such job"))).rejects.toBeInstanceOf(deltawire.InvalidRequestError);
     const stranger = clientOf({ apiKey: "dw_wrong", transport });

@@ -43,7 +43,9 @@ test("what was shown does not change", () => {
 });
 
 test("a chunk cannot reach what all objects share", () => {
-  const evil = JSON.parse('{"__proto__":{"isEvil":1},"choices":[{"delta":{"__proto__":{"isEvil":1},"constructor":{"a":"b"}}}]}');
+  const evil = JSON.parse(
+    '{"__proto__":{"isEvil":1},"choices":[{"delta":{"__proto__":{"isEvil":1},"constructor":{"a":"b"}}}]}',
+  );
   const said = fold(evil, evil);
   expect({}.isEvil).toBe(undefined);
   expect(Object.a).toBe(undefined);

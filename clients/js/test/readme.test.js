@@ -8,11 +8,15 @@ import { Client } from "../src/index.js";
 import { API_KEY, RELAY, request, token } from "./support.js";
 
 const ROOT = new URL("..", import.meta.url);
-const BLOCKS = [...readFileSync(new URL("README.md", ROOT), "utf8").matchAll(/```js\n(.*?)```/gs)].map(([, code]) => code);
+const BLOCKS = [...readFileSync(new URL("README.md", ROOT), "utf8").matchAll(/```js\n(.*?)```/gs)].map(
+  ([, code]) => code,
+);
 
 /** What a module prints that finds this package by its name. */
 async function run(code) {
-  const here = code.replaceAll("http://127.0.0.1:8080", RELAY).replace("new Client({ baseUrl", `new Client({ apiKey: "${API_KEY}", baseUrl`);
+  const here = code
+    .replaceAll("http://127.0.0.1:8080", RELAY)
+    .replace("new Client({ baseUrl", `new Client({ apiKey: "${API_KEY}", baseUrl`);
   const { stdout, stderr } = await promisify(execFile)(process.execPath, ["--input-type=module", "-e", here], {
     cwd: ROOT,
     env: { ...process.env, DELTAWIRE_API_KEY: API_KEY },

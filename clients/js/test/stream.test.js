@@ -39,10 +39,29 @@ class Socket {
   }
 }
 
-const numbered = (type, number, more) => ({ type, job_id: JOB, sequence_number: number, attempt: 1, created_at: 1, ...more });
-const delta = (number, content, more) => numbered("delta", number, { chunk: { choices: [{ index: 0, delta: { content } }] }, ...more });
-const subscribed = (more) => ({ type: "subscribed", job_id: JOB, status: "in_progress", attempt: 1, latest_sequence_number: 9, recovered: true, ...more });
-const error = (code, type, more) => ({ type: "error", error: { message: code, type, code, param: null, retryable: false, retry_after_s: null, ...more } });
+const numbered = (type, number, more) => ({
+  type,
+  job_id: JOB,
+  sequence_number: number,
+  attempt: 1,
+  created_at: 1,
+  ...more,
+});
+const delta = (number, content, more) =>
+  numbered("delta", number, { chunk: { choices: [{ index: 0, delta: { content } }] }, ...more });
+const subscribed = (more) => ({
+  type: "subscribed",
+  job_id: JOB,
+  status: "in_progress",
+  attempt: 1,
+  latest_sequence_number: 9,
+  recovered: true,
+  ...more,
+});
+const error = (code, type, more) => ({
+  type: "error",
+  error: { message: code, type, code, param: null, retryable: false, retry_after_s: null, ...more },
+});
 const END = { completion: null, usage: null, usage_source: "unavailable", timings: {} };
 
 /** Reads a stream to its end beside the test. */
@@ -65,7 +84,12 @@ function read(stream) {
 const tick = (ms = 0) => vi.advanceTimersByTimeAsync(ms);
 
 function client(options) {
-  return new Client({ baseUrl: "http://relay/", WebSocket: Socket, fetch: () => Promise.reject(new TypeError("no network")), ...options });
+  return new Client({
+    baseUrl: "http://relay/",
+    WebSocket: Socket,
+    fetch: () => Promise.reject(new TypeError("no network")),
+    ...options,
+  });
 }
 
 beforeEach(() => {
@@ -83,7 +107,9 @@ describe("a stream", () => {
     const reading = read(stream);
     await tick();
     expect(Socket.last.url).toBe("ws://relay/v1/ws");
-    expect(Socket.last.open().said).toEqual([{ type: "subscribe", job_id: JOB, starting_after: 0, mode: "replay", merge: false }]);
+    expect(Socket.last.open().said).toEqual([
+      { type: "subscribe", job_id: JOB, starting_after: 0, mode: "replay", merge: false },
+    ]);
     Socket.last.tell(subscribed(), numbered("queued", 1), numbered("in_progress", 2), delta(3, "a")).lose();
     await tick(250);
     expect(Socket.all).toHaveLength(2);
@@ -122,13 +148,23 @@ describe("a stream", () => {
     })();
     await tick();
     expect(Socket.last.open().said[0].mode).toBe("snapshot");
-    const completion = { choices: [{ index: 0, message: { role: "assistant", content: "abc" }, finish_reason: null }], usage: null };
-    Socket.last.tell(subscribed(), { type: "snapshot", job_id: JOB, sequence_number: 7, completion }, delta(8, "d")).lose();
+    const completion = {
+      choices: [{ index: 0, message: { role: "assistant", content: "abc" }, finish_reason: null }],
+      usage: null,
+    };
+    Socket.last
+      .tell(subscribed(), { type: "snapshot", job_id: JOB, sequence_number: 7, completion }, delta(8, "d"))
+      .lose();
     await tick(250);
     expect(Socket.last.open().said[0]).toMatchObject({ mode: "replay", starting_after: 8 });
     // Redis has lost some: what is said again is not shown again.
     completion.choices[0].message.content = "abcde";
-    Socket.last.tell(subscribed({ recovered: false }), { type: "snapshot", job_id: JOB, sequence_number: 9, completion });
+    Socket.last.tell(subscribed({ recovered: false }), {
+      type: "snapshot",
+      job_id: JOB,
+      sequence_number: 9,
+      completion,
+    });
     await tick();
     expect(said).toEqual(["abc", "d", "e"]);
     expect(deltawire.textOf(stream.completion)).toBe("abcde");
@@ -138,7 +174,12 @@ describe("a stream", () => {
     const stream = client().stream(JOB, { startingAfter: 1 });
     read(stream);
     await tick();
-    Socket.last.tell(subscribed(), delta(2, "wrong"), numbered("restarted", 3, { discard_through: 2 }), delta(4, "right"));
+    Socket.last.tell(
+      subscribed(),
+      delta(2, "wrong"),
+      numbered("restarted", 3, { discard_through: 2 }),
+      delta(4, "right"),
+    );
     await tick();
     expect(deltawire.textOf(stream.completion)).toBe("right");
   });
@@ -154,7 +195,12 @@ describe("a stream", () => {
   test("ignores what it does not know", async () => {
     const reading = read(client().stream(JOB));
     await tick();
-    Socket.last.tell(subscribed(), { type: "heartbeat", positions: {} }, { type: "news" }, numbered("queued", 1, { more: 1 }));
+    Socket.last.tell(
+      subscribed(),
+      { type: "heartbeat", positions: {} },
+      { type: "news" },
+      numbered("queued", 1, { more: 1 }),
+    );
     await tick();
     expect(reading.numbers).toEqual([1]);
   });
@@ -338,7 +384,10 @@ describe("refusals", () => {
   test("that may pass are tried again, when the relay says", async () => {
     const reading = read(client().stream(JOB));
     await tick();
-    Socket.last.tell({ ...error("redis_unavailable", "server_error", { retryable: true, retry_after_s: 3 }), job_id: JOB });
+    Socket.last.tell({
+      ...error("redis_unavailable", "server_error", { retryable: true, retry_after_s: 3 }),
+      job_id: JOB,
+    });
     await tick(2_900);
     expect(Socket.all).toHaveLength(1);
     await tick(400);
@@ -363,7 +412,8 @@ describe("refusals", () => {
 });
 
 describe("where WebSockets do not get through", () => {
-  const events = (...messages) => new Response(`retry: 1\n\n${messages.map((message) => `data: ${JSON.stringify(message)}\n\n`).join("")}`);
+  const events = (...messages) =>
+    new Response(`retry: 1\n\n${messages.map((message) => `data: ${JSON.stringify(message)}\n\n`).join("")}`);
 
   test("it is SSE, with the credential in a header, for other streams too, until the network changes", async () => {
     const seen = [];
@@ -417,7 +467,9 @@ describe("where WebSockets do not get through", () => {
 
   test("and so where there are none at all", async () => {
     const fetch = async () => events(subscribed(), numbered("completed", 1, END));
-    const reading = read(new Client({ baseUrl: "http://relay", WebSocket: undefined, transport: "sse", fetch }).stream(JOB));
+    const reading = read(
+      new Client({ baseUrl: "http://relay", WebSocket: undefined, transport: "sse", fetch }).stream(JOB),
+    );
     await tick();
     expect(reading.isOver).toBe(true);
   });

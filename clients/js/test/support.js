@@ -105,7 +105,9 @@ export async function startSite(pages) {
     const type = TYPES[pathname.split(".")[1]] ?? "text/html";
     try {
       const body =
-        pathname === "/token" ? await token(searchParams.get("job")) : (pages[pathname] ?? (await readFile(new URL(`.${pathname}`, ROOT))));
+        pathname === "/token"
+          ? await token(searchParams.get("job"))
+          : (pages[pathname] ?? (await readFile(new URL(`.${pathname}`, ROOT))));
       response.writeHead(200, { "Content-Type": `${type}; charset=utf-8` }).end(body);
     } catch {
       response.writeHead(404).end();

@@ -47,7 +47,18 @@ test("its types are strict ones", async () => {
   await rm(join(installed, "src"), { recursive: true });
   await writeFile(join(directory, "right.ts"), RIGHT);
   await writeFile(join(directory, "wrong.ts"), RIGHT.replace('"snapshot"', '"snap"'));
-  const strictly = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom", "--types", ""];
+  const strictly = [
+    "--strict",
+    "--noEmit",
+    "--module",
+    "nodenext",
+    "--target",
+    "es2022",
+    "--lib",
+    "es2023,dom",
+    "--types",
+    "",
+  ];
   expect(await tsc(directory, ...strictly, "right.ts", "wrong.ts")).toMatch(/^wrong\.ts\(\d+,\d+\): error TS2322.*\n$/);
   await rm(directory, { recursive: true });
 });
