@@ -11,7 +11,7 @@ from tests.support.chromium import chromium
 from tests.support.system import System, cancel, request, submit
 
 PICTURE: Final = Path(__file__).with_suffix(".webp")
-SIZE: Final = ViewportSize(width=1280, height=900)
+SIZE: Final = ViewportSize(width=1280, height=925)
 STORY: Final = '{"script": {"deltas": 600, "rate": 20}}'
 
 

@@ -1,7 +1,6 @@
 """`GET /v1/processes`: what each process says of itself, heard while somebody asks (PROTOCOL.md §5.12)."""
 
 import asyncio
-from contextlib import suppress
 from typing import Final
 
 from starlette.requests import Request
@@ -21,6 +20,7 @@ FORGET_AFTER_S: Final = 5.0
 LISTEN_S: Final = 15.0
 """After the last question: a page asks again before that, and one that was closed costs no more."""
 WAIT_S: Final = 5.0
+RETRY_S: Final = 0.5
 
 
 class Processes:
@@ -64,15 +64,18 @@ class Processes:
         """Listens while it is wanted, until cancelled."""
         while True:
             await self._is_wanted.wait()
-            with suppress(RedisUnavailableError):  # who asks hears of it, and asks again
+            try:
                 async with listening(self._url, self._keys, self._hear, name="deltawire-relay-vitals"):
                     await asyncio.sleep(FIRST_LOOK_S)
                     self._has_heard.set()
                     while (left_s := self._wanted_until - self._loop.time()) > 0:  # noqa: ASYNC110 - it moves
                         await asyncio.sleep(left_s)
-            self._is_wanted.clear()
+            except RedisUnavailableError:  # or one node of several: the next try may meet another
+                await asyncio.sleep(RETRY_S)
             self._has_heard.clear()
             self._heard.clear()
+            if self._loop.time() >= self._wanted_until:  # nobody has asked while the connection was closed
+                self._is_wanted.clear()
 
     def _hear(self, vitals: Vitals) -> None:
         # A process that comes again and again has another name each time; nobody reads that for ever.

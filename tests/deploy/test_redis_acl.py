@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.support.acl_redis import AclRedis
+from tests.support.readers import http_client
 from tests.support.system import (
     System,
     backend_app,
@@ -77,8 +78,11 @@ def system(server: AclRedis) -> Iterator[System]:
 
 
 async def test_a_whole_journey_meets_no_refusal(system: System, server: AclRedis) -> None:
-    """Jobs by HTTP and by Celery, streamed, cancelled, taken over from a lost worker."""
+    """Jobs by HTTP and by Celery, streamed, cancelled, taken over from a lost worker; and who is there."""
     server.denied()
+    async with http_client(base_url=system.relay_url) as client:
+        processes = (await client.get("/v1/processes")).json()["data"]
+        assert [each["kind"] for each in processes] == ["relay", "worker"]
     long = request("rivers", deltas=5_000, rate=20)
 
     async def lost() -> None:
