@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -50,12 +51,14 @@ def marker(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> str:
     return pytester.path.name
 
 
-def check_nothing_is_left(marker: str, pytester: pytest.Pytester) -> None:
+def check_nothing_is_left(marker: str, pytester: pytest.Pytester, *, but: Sequence[int] = ()) -> None:
     """Neither a process nor, where a test wrote down its port, a Redis (it overwrites its environment)."""
     port = pytester.path / "redis-port"
     redis = f":{port.read_text()}" if port.exists() else "no Redis"
     deadline = time.monotonic() + WAIT_S
-    while left := processes_with("environ", f"{MARKER}={marker}") + processes_with("cmdline", redis):
+    while left := {*processes_with("environ", f"{MARKER}={marker}"), *processes_with("cmdline", redis)} - {
+        *but
+    }:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
@@ -206,6 +209,39 @@ def test_an_interrupted_run_leaves_nothing(
         process.send_signal(number)
         process.wait(WAIT_S)
         check_nothing_is_left(marker, pytester)
+    finally:
+        end(process)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("how", ["", "os.kill(os.getpid(), 9)"], ids=["ended", "killed"])
+def test_a_forked_process_that_goes_on_keeps_nothing(
+    pytester: pytest.Pytester, marker: str, how: str
+) -> None:
+    """It holds what the tests have open; all ends with the tests all the same."""
+    pytester.makepyfile(
+        f"""
+        import os, pathlib, time, warnings
+
+        def test_fork(deltawire_server):
+            port = deltawire_server.redis_url.rpartition(":")[2].partition("/")[0]
+            pathlib.Path("redis-port").write_text(port)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pid = os.fork()
+            if not pid:
+                time.sleep(600)
+                os._exit(0)
+            pathlib.Path("forked").write_text(str(pid))
+            {how}
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.DEVNULL)
+    try:
+        assert process.wait(WAIT_S) == (-9 if how else 0)
+        forked = int((pytester.path / "forked").read_text())
+        check_nothing_is_left(marker, pytester, but=[forked])
+        os.kill(forked, signal.SIGKILL)
     finally:
         end(process)
 

@@ -1,8 +1,8 @@
 """`python -m deltawire.testing.keeper`: starts Redis, relay and worker for a test session, and ends them.
 
 It reads their settings, one line of JSON, from its input, and writes where they are, or what went wrong,
-as one line. When its input ends all of it ends: a pipe is closed whatever becomes of the process that tests,
-be it killed. It is a process of its own for that.
+as one line. When another line comes, or its input ends, all of it ends: a pipe is closed whatever becomes of
+the process that tests, be it killed. It is a process of its own for that.
 """
 
 import json
