@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.request import ProxyHandler, build_opener
 
 from deltawire.api_keys import new_api_key
 from deltawire.redis_server import RedisServer
@@ -46,7 +47,7 @@ def settings(app: str, relay_port: str, redis_url: str) -> dict[str, str]:
         "DELTAWIRE_PUBLIC_URL": f"http://127.0.0.1:{relay_port}",
         "DELTAWIRE_REDIS_URL": redis_url,
         "DELTAWIRE_JWT_SECRET": secrets.token_urlsafe(32),
-        "DELTAWIRE_ALLOWED_ORIGINS": app,
+        "DELTAWIRE_ALLOWED_ORIGINS": f"{app},{app.replace('127.0.0.1', 'localhost')}",
         "DELTAWIRE_API_KEYS": entry,
         "DELTAWIRE_API_KEY": key,
         "DELTAWIRE_WEBHOOKS": webhook,
@@ -68,6 +69,14 @@ class Program:
         self.process.wait()
 
 
+def answers(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=2):
+            return True
+    except OSError:  # urllib's errors included
+        return False
+
+
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     port = os.environ.get("PORT", "8000")
@@ -79,13 +88,17 @@ def main() -> None:
         environment = os.environ | settings(app, os.environ.get("DELTAWIRE_PORT", "8080"), redis.url)
         for command in prepare:
             subprocess.run(command, env=environment, cwd=HERE / name, check=True)
-        up = [sys.executable, "-c", "from deltawire.cli import main; main()", "up"]
+        up = [str(Path(sys.executable).with_name("deltawire")), "up"]
         running = [
             stack.enter_context(Program(up, environment, HERE)),
             stack.enter_context(Program(run, environment, HERE / name)),
         ]
-        print(f"\n{name}: {app}   log in as ada (lovelace) or grace (hopper); Ctrl-C ends it\n", flush=True)
+        addresses = [f"{app}/login", f"{environment['DELTAWIRE_PUBLIC_URL']}/readyz"]
         while all(program.process.poll() is None for program in running):
+            if addresses and all(map(answers, addresses)):
+                addresses = []
+                time.sleep(1)  # for `deltawire up` to have its say before
+                print(f"\n{name}: {app}   log in as ada (lovelace) or grace (hopper)\n", flush=True)
             time.sleep(0.2)
 
 
