@@ -246,7 +246,7 @@ async def test_in_a_browser(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_command_runs_it(name: str, tmp_path: Path) -> None:
-    """`python examples/run.py NAME`, as its README says; Ctrl-C ends all of it."""
+    """`python examples/run.py NAME`, as examples/README.md says; Ctrl-C ends all of it."""
     port, relay_port = free_port(), free_port()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("DELTAWIRE_")},

@@ -27,8 +27,8 @@ MARKER: Final = "MARKER_OF_TEST"  # what begins with DELTAWIRE_ services do not 
 
 
 def files_of_page() -> list[tuple[str, str]]:
-    """The code blocks, by the file's name that each begins with."""
-    return re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL)
+    """The code blocks, each a file, with its name."""
+    return re.findall(r'```python title="(\w+\.py)"\n(.*?)```', PAGE, re.DOTALL)
 
 
 def processes_with(name: str, text: str) -> list[int]:
