@@ -25,14 +25,9 @@ def _page(document: dict[str, Any]) -> Iterator[str]:
     for name, channel in document.get("channels", {}).items():
         yield f"### `{channel.get('address', name)}` {{ #channel-{name.lower()} }}\n"
         yield f"{channel.get('description', channel.get('summary', '')).strip()}\n"
-        for operation in document.get("operations", {}).values():
-            if operation["channel"]["$ref"].rpartition("/")[2] == name:
-                # The document is the relay's: it receives what a client sends.
-                who = "A client sends" if operation["action"] == "receive" else "The relay sends"
-                messages = operation.get(
-                    "messages", [*({"$ref": f"/{key}"} for key in channel.get("messages", {}))]
-                )
-                names = [each["$ref"].rpartition("/")[2] for each in messages]
+        for action, who in (("receive", "A client sends"), ("send", "The relay sends")):
+            names = [*_messages(document, name, channel, action)]
+            if names:
                 yield f"{who}: {', '.join(f'[{each}](#message-{each.lower()})' for each in names)}.\n"
     yield "## Messages\n"
     for name, message in components.get("messages", {}).items():
@@ -44,3 +39,13 @@ def _page(document: dict[str, Any]) -> Iterator[str]:
             yield example(each.get("payload"))
     yield "## Schemas\n"
     yield from sections(components.get("schemas", {}))
+
+
+def _messages(document: dict[str, Any], name: str, channel: dict[str, Any], action: str) -> Iterator[str]:
+    """Of a channel, those that the relay, whose document it is, receives or sends."""
+    for operation in document.get("operations", {}).values():
+        if operation["action"] == action and operation["channel"]["$ref"].rpartition("/")[2] == name:
+            for each in operation.get(
+                "messages", [{"$ref": f"/{key}"} for key in channel.get("messages", {})]
+            ):
+                yield each["$ref"].rpartition("/")[2]

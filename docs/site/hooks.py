@@ -3,13 +3,13 @@
 - Pages from elsewhere in the repository, and those that are made of documents, get a place on the site.
 - Links are written as they work in the repository. Here each is led to where its target is on the site; a
   file that is no page gets one that shows it, so that the site is whole by itself.
-- Comments to those who run a page's code are left out.
+- A section of the protocol (§6.3) is a link to it. Comments to those who run a page's code are left out.
 """
 
 import posixpath
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from markdown import Extension, Markdown
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
@@ -38,6 +39,7 @@ PLACES: Final = {
 MADE: Final = {"reference/http.md": openapi, "reference/messages.md": asyncapi}
 _ORIGINS: Final = {place: origin for origin, place in PLACES.items()}
 _LINK: Final = re.compile(r"(\]\()([^)\s]+)(\))")
+_SECTION: Final = re.compile(r"(^#.*$|`[^`]*`|\[[^]]*\]\([^)]*\))|§(\d+(?:\.\d+)?)", re.MULTILINE)
 _FENCED: Final = re.compile(r"^( *)(`{3,}|~{3,})[^\n]*\n.*?^\1\2 *$\n?", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"^ *<!-- code: .*?-->\n?", re.MULTILINE | re.DOTALL)
 _LANGUAGES: Final = {
@@ -80,7 +82,7 @@ def _matched(entries: list[Any], known: set[str]) -> Iterator[Any]:
             if title is None:
                 yield from found
             elif found:
-                yield {title: found[0] if value.count("/") == 0 and len(found) == 1 else found}
+                yield {title: found if value.endswith("/*.md") else found[0]}
 
 
 def _named(entries: list[Any]) -> Iterator[str]:
@@ -120,16 +122,36 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     del config, files
     here = page.file.src_uri
-    return _outside_of_code(_COMMENT.sub("", markdown), lambda match: _led(here, match))
+    sections = _sections()
+    protocol = posixpath.relpath(PLACES["PROTOCOL.md"], posixpath.dirname(here) or ".")
+
+    def section(match: re.Match[str]) -> str:
+        if match[1]:  # a heading, code, or a link
+            return match[1]
+        # §4.2 is the second promise of §4.
+        anchor = sections.get(match[2]) or sections.get(match[2].partition(".")[0])
+        return f"[{match[0]}]({protocol}#{anchor})" if anchor else match[0]
+
+    def led(text: str) -> str:
+        text = _LINK.sub(lambda match: _led(here, match), text)
+        return _SECTION.sub(section, text)
+
+    return _outside_of_fences(_COMMENT.sub("", markdown), led)
 
 
-def _outside_of_code(text: str, replace: Any) -> str:
-    """The text with its links replaced, but for what is in fences."""
+def _sections() -> dict[str, str]:
+    """The anchors of the protocol's sections, by their numbers."""
+    headings = re.findall(r"^#+ (([\d.]*\d)\.? .*)$", (ROOT / "PROTOCOL.md").read_text(), re.MULTILINE)
+    slug = slugify(case="lower")
+    return {number: slug(heading, "-") for heading, number in headings}
+
+
+def _outside_of_fences(text: str, change: Callable[[str], str]) -> str:
     parts, end = [], 0
     for fenced in _FENCED.finditer(text):
-        parts += [_LINK.sub(replace, text[end : fenced.start()]), fenced[0]]
+        parts += [change(text[end : fenced.start()]), fenced[0]]
         end = fenced.end()
-    return "".join([*parts, _LINK.sub(replace, text[end:])])
+    return "".join([*parts, change(text[end:])])
 
 
 def _led(here: str, match: re.Match[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from docs.site.schemas import about, anchor, cell, example, fields, kind, sections
+from docs.site.schemas import about, cell, example, fields, kind, sections
 
 SOURCE: Final = Path(__file__).parents[1] / "openapi.yaml"
 _METHODS: Final = ("get", "post", "put", "patch", "delete")
@@ -24,12 +24,12 @@ def _page(document: dict[str, Any]) -> Iterator[str]:
     operations = [
         (method, path, item, item[method])
         for path, item in document["paths"].items()
-        for method in _METHODS
-        if method in item
+        for method in item
+        if method in _METHODS
     ]
     yield "| | |\n|---|---|"
     for method, path, _, operation in operations:
-        link = f"[`{method.upper()} {path}`](#{anchor(operation['operationId'])})"
+        link = f"[`{method.upper()} {path}`](#operation-{operation['operationId'].lower()})"
         yield f"| {link} | {cell(operation['summary'])} |"
     yield ""
     for tag in document["tags"]:
@@ -44,7 +44,7 @@ def _page(document: dict[str, Any]) -> Iterator[str]:
 def _operation(
     document: dict[str, Any], title: str, item: dict[str, Any], operation: dict[str, Any]
 ) -> Iterator[str]:
-    yield f"### `{title}` {{ #{anchor(operation['operationId'])} }}\n"
+    yield f"### `{title}` {{ #operation-{operation['operationId'].lower()} }}\n"
     yield f"**{operation['summary']}.** {operation.get('description', '')}\n"
     parameters = [
         _resolved(document, each) for each in [*item.get("parameters", []), *operation.get("parameters", [])]
