@@ -121,6 +121,19 @@ def test_a_normal_close_without_a_word_is_the_end() -> None:
     assert reader.is_over
 
 
+@pytest.mark.parametrize("line", [b"", b"hello", b'{"type":"delta"}', b'{"type":"delta","job_id":"\xff"}'])
+def test_what_is_no_message_is_an_error(line: bytes) -> None:
+    """Somebody else answers there."""
+    with pytest.raises(deltawire.ServerError):
+        Following("job").take(line)
+
+
+def test_an_address_is_a_url() -> None:
+    """Told at once, and not by the first request."""
+    with pytest.raises(ValueError, match="localhost:8080"):
+        deltawire.Client("localhost:8080")
+
+
 def test_an_answer_that_is_no_relays_is_told_by_its_status() -> None:
     """A proxy's page, say."""
     assert type(refused(404, {}, b"<html>", "there")) is deltawire.NotFoundError

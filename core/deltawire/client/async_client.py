@@ -28,7 +28,7 @@ from .errors import (
 from .following import Following, Message
 from .job import JobBase
 from .reading import Folded, TextReader
-from .result import Result, result_of_event
+from .result import PydanticModel, Result, result_of_event
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -54,7 +54,7 @@ class AsyncClient:
         transport: Transport = "websocket",
         timeout_s: float = 10.0,
     ) -> None:
-        self.base_url = (base_url or calls.default_base_url()).rstrip("/")
+        self.base_url = calls.address(base_url)
         self._api_key = calls.default_api_key() if api_key is None else api_key
         self._celery = celery
         self._transport = transport
@@ -81,7 +81,7 @@ class AsyncClient:
         options: Options | None = None,
         *,
         idempotency_key: str | None = None,
-        response_format: type | None = None,
+        response_format: type[PydanticModel] | None = None,
     ) -> "AsyncJob":
         """As `Client.submit`. To a broker it sends from a thread, so the loop goes on; cancelled, it may
         have sent.
@@ -94,7 +94,7 @@ class AsyncClient:
         else:
             answer = await self._call(calls.submission(body, options, idempotency_key))
         known = calls.accepted(answer, options, self._api_key)
-        return AsyncJob(self, answer["id"], **known, response_model=response_format)
+        return AsyncJob(self, **known, response_model=response_format)
 
     def job(self, job_id: str, *, token: str | None = None) -> "AsyncJob":
         """A handle of a job; asks nobody. `token`: a credential for it, instead of the client's."""

@@ -11,7 +11,9 @@ import msgspec
 from deltawire.environment import Environment
 from deltawire.messages import CancelResult
 
+from .errors import ServerError
 from .following import MAX_MESSAGE_BYTES, Following
+from .result import PydanticModel
 
 SUBPROTOCOL: Final = "deltawire.v1"
 CLOSE_TIMEOUT_S: Final = 1.0  # for the relay to answer a close frame; nothing depends on it
@@ -52,9 +54,13 @@ def is_token(credential: object) -> bool:
     return isinstance(credential, str) and credential.count(".") == JWT_DOTS
 
 
-def default_base_url() -> str:
-    """DELTAWIRE_PUBLIC_URL, else this machine's port DELTAWIRE_PORT, else 8080."""
-    return os.environ.get("DELTAWIRE_PUBLIC_URL") or f"{ADDRESS}:{os.environ.get('DELTAWIRE_PORT') or 8080}"
+def address(base_url: str | None) -> str:
+    """By default DELTAWIRE_PUBLIC_URL, else this machine's DELTAWIRE_PORT, or 8080. Raises ValueError."""
+    here = f"{ADDRESS}:{os.environ.get('DELTAWIRE_PORT') or 8080}"
+    url = (base_url or os.environ.get("DELTAWIRE_PUBLIC_URL") or here).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"a relay's address begins with http:// or https://, unlike {url!r}")
+    return url
 
 
 def default_api_key() -> str | None:
@@ -92,11 +98,11 @@ def websocket_url(base_url: str, following: Following) -> str:
     return f"ws{base_url.removeprefix('http')}{following.path('ws')}"
 
 
-def with_model(request: Request, response_format: type | None) -> dict[str, Any]:
+def with_model(request: Request, response_format: type[PydanticModel] | None) -> dict[str, Any]:
     """The request with the model's JSON schema as its `response_format`."""
     if response_format is None:
         return dict(request)
-    schema = response_format.model_json_schema()  # type: ignore[attr-defined] # a pydantic model's
+    schema = response_format.model_json_schema()
     declared = {"name": response_format.__name__, "schema": strict(schema, schema), "strict": True}
     return {**request, "response_format": {"type": "json_schema", "json_schema": declared}}
 
@@ -150,11 +156,14 @@ def listing(limit: int, after: str, status: str) -> Call:
 
 
 def accepted(answer: dict[str, Any], options: Options | None, credential: object) -> dict[str, Any]:
-    """What a handle is made of, from the answer to a submission."""
+    """What a handle is made of, from the answer to a submission. Raises ServerError."""
+    if not isinstance(answer.get("id"), str):
+        raise ServerError("this is no answer of a relay")
     return {
-        "status": answer["status"],
+        "job_id": answer["id"],
+        "status": answer.get("status", "queued"),
         "token": answer.get("token"),
-        "urls": answer["urls"],
+        "urls": answer.get("urls"),
         "credential": answer.get("token") if is_token(credential) else None,
         "renews": callable(credential),
         "metadata": dict((options or {}).get("metadata") or {}),

@@ -8,6 +8,7 @@ sent when it is in a buffer.
 import uuid
 from typing import Any, Final
 
+import msgspec
 from celery import Celery
 
 from deltawire import queue
@@ -33,9 +34,7 @@ def send(
         job_id = str(uuid.uuid4())
         if idempotency_key is not None:
             job_id = str(uuid.uuid5(_NAMESPACE, f"{told.tenant}:{idempotency_key}"))
-        arguments = (
-            {"request": request} if options is None else {"request": request, "options": dict(options)}
-        )
+        arguments = msgspec.to_builtins({"request": request, "options": dict(options or {})})
         sender = queue.TaskSender(app)
         sender.send(
             job_id,

@@ -160,10 +160,9 @@ def read_answer(response: httpx.Response) -> dict[str, Any]:
     if not response.is_success:
         raise refused(response.status_code, response.headers, response.content, where)
     try:
-        answer: dict[str, Any] = response.json()
-    except ValueError as error:
+        return msgspec.json.decode(response.content, type=dict[str, Any])
+    except msgspec.DecodeError as error:
         raise ServerError(f"{where} does not answer as a relay does", status=response.status_code) from error
-    return answer
 
 
 def handshake_refused(error: InvalidStatus, where: str) -> JobUnavailableError:

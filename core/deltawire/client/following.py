@@ -20,6 +20,7 @@ from deltawire.messages import ErrorMessage, Goodbye, ServerMessage, Snapshot
 from .errors import (
     AuthenticationError,
     JobUnavailableError,
+    ServerError,
     UnreachableError,
     close_code_of,
     closed_for_good,
@@ -94,9 +95,12 @@ class Following:
 
         Raises JobUnavailableError where the relay refuses for good.
         """
-        if type_of(line) not in _KNOWN:
-            return None  # of a later version
-        message = _decoder.decode(line)
+        try:
+            if type_of(line) not in _KNOWN:
+                return None  # of a later version
+            message = _decoder.decode(line)
+        except (ValueError, msgspec.DecodeError) as error:
+            raise ServerError(f"this is no message of a relay: {error}") from error
         if isinstance(message, ErrorMessage):
             self._said, self._wait_s = message.error, message.error.retry_after_s or 0.0
             if not (message.error.retryable or message.error.code == "token_expired"):

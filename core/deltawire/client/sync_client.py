@@ -21,7 +21,7 @@ from .errors import LOST, JobUnavailableError, NotFoundError, UnreachableError, 
 from .following import Following, Message
 from .job import JobBase
 from .reading import Folded, TextReader
-from .result import Result, result_of_event
+from .result import PydanticModel, Result, result_of_event
 from .sync_connections import Deadline, EventStream, WebSocket
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Client:
     - `base_url`: the relay's address; by default DELTAWIRE_PUBLIC_URL, else http://127.0.0.1 with the port
       DELTAWIRE_PORT, or 8080.
     - `api_key`: an API key or a token; by default DELTAWIRE_API_KEY. A callable is asked for it before each
-      request and connection, so that a token that expires in mid-stream is replaced unnoticed.
+      request and connection, so that a token that expires in mid-stream is replaced unnoticed. Jobs that
+      a token has submitted are read by the token that came with them.
     - `celery`: an app whose broker is deltawire's: `submit` sends to it, and needs no relay.
     - `transport`: what streams come by; `sse` where something on the way lets no WebSocket pass.
     - `timeout_s`: seconds for each command, and for each connection to be made.
@@ -53,7 +54,7 @@ class Client:
         transport: Transport = "websocket",
         timeout_s: float = 10.0,
     ) -> None:
-        self.base_url = (base_url or calls.default_base_url()).rstrip("/")
+        self.base_url = calls.address(base_url)
         self._api_key = calls.default_api_key() if api_key is None else api_key
         self._celery = celery
         self._transport = transport
@@ -80,7 +81,7 @@ class Client:
         options: Options | None = None,
         *,
         idempotency_key: str | None = None,
-        response_format: type | None = None,
+        response_format: type[PydanticModel] | None = None,
     ) -> "Job":
         """Enqueues a chat.completions body.
 
@@ -89,7 +90,7 @@ class Client:
         - `response_format`: a pydantic model; its schema goes with the request, and `job.result().parsed` is
           such a model.
 
-        Raises JobUnavailableError; from a broker that does not take the job, too.
+        Raises JobUnavailableError; also where a broker does not take the job.
         """
         body = calls.with_model(request, response_format)
         if self._celery is not None:
@@ -99,7 +100,7 @@ class Client:
         else:
             answer = self._call(calls.submission(body, options, idempotency_key))
         known = calls.accepted(answer, options, self._api_key)
-        return Job(self, answer["id"], **known, response_model=response_format)
+        return Job(self, **known, response_model=response_format)
 
     def job(self, job_id: str, *, token: str | None = None) -> "Job":
         """A handle of a job; asks nobody. `token`: a credential for it, instead of the client's."""
