@@ -8,12 +8,13 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import pytest
 
 import deltawire
+from deltawire.client import following
 from deltawire.events import Delta, Event
 from deltawire.messages import Snapshot
 from deltawire.redis_server import RedisServer
@@ -137,6 +138,26 @@ async def test_a_result_has_what_the_terminal_event_had_no_room_for(
     assert stream.result.text == "one two"
 
 
+async def test_a_result_that_cannot_be_asked_for_is_given_up(
+    relay: RelayProcess, jobs: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end was heard, and then the relay stays away: nobody waits for ever (PROTOCOL §4.4)."""
+    job = await jobs.ended("one ")
+
+    def nobody(*_: object) -> NoReturn:
+        raise deltawire.UnreachableError("nobody is there")
+
+    monkeypatch.setattr(following, "GIVE_UP_AFTER_S", 0.2)
+    monkeypatch.setattr(deltawire.Client, "_call", nobody)
+    monkeypatch.setattr(deltawire.AsyncClient, "_call", nobody)
+    client = deltawire.Client(relay.url)
+    with client, pytest.raises(deltawire.UnreachableError, match="cannot be reached"):
+        await asyncio.to_thread(client.job(job.job_id).wait)
+    async with deltawire.AsyncClient(relay.url) as aclient:
+        with pytest.raises(deltawire.UnreachableError, match="cannot be reached"):
+            await aclient.job(job.job_id).wait()
+
+
 async def test_a_stream_adds_up_what_came(relay: RelayProcess, jobs: Producer, transport: Any) -> None:
     """`completion` grows with each event, after a snapshot too; `position` is where to go on."""
     job = await jobs.running("one ", "two ")
@@ -203,11 +224,11 @@ import sys, threading, deltawire
 with deltawire.Client(sys.argv[1], transport=sys.argv[2]) as client:
     job = client.job(sys.argv[3])
     numbers = []
-    stream = job.stream()
     try:
-        for event in stream:
-            numbers.append(event.sequence_number)
-            print(event.sequence_number, flush=True)
+        with job.stream() as stream:
+            for event in stream:
+                numbers.append(event.sequence_number)
+                print(event.sequence_number, flush=True)
     except KeyboardInterrupt:
         numbers += [event.sequence_number for event in job.stream(numbers[-1])]
     assert numbers == list(range(1, numbers[-1] + 1)), numbers

@@ -71,11 +71,9 @@ class EventStream:
             timeout=httpx.Timeout(timeout_s, read=SILENCE_S),
         )
         response = await http.send(request, stream=True)
-        if not response.is_success:
+        if response.status_code != 200:
             async with aclosing(response):
                 raise refused(response.status_code, response.headers, await response.aread(), "the relay")
-        if response.status_code == 204:
-            following.end()
         return cls(response)
 
     async def receive(self) -> bytes:

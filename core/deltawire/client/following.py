@@ -86,10 +86,6 @@ class Following:
             query["merge"] = "true"
         return f"/v1/jobs/{self.job_id}/{door}?{urlencode(query)}"
 
-    def end(self) -> None:
-        """There is nothing behind the position: the job had ended there."""
-        self.is_over = True
-
     def take(self, line: bytes) -> Message | None:
         """What a message holds for the caller, in order and once. None: nothing.
 
@@ -128,8 +124,6 @@ class Following:
 
         Raises JobUnavailableError where there is no point in that. `now` is any clock's, in seconds.
         """
-        if self.is_over:
-            return 0.0
         said, self._said = self._said, None
         wait_s, self._wait_s = self._wait_s, 0.0
         if isinstance(error, InvalidStatus):
@@ -142,8 +136,8 @@ class Following:
             if isinstance(error, JobUnavailableError):
                 raise error
             raise refusal(said) if said else AuthenticationError("the token has expired") from error
-        if code == 1000 and said is None:  # the job had ended where the caller began
-            self.end()
+        if (code == 1000 and said is None) or _status_of(error) == 204:
+            self.is_over = True  # the job had ended where the caller began (§6.5, §7)
             return 0.0
         if code and not may_come_back(code):
             raise closed_for_good(code, said) from error

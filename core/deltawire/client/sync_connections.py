@@ -74,11 +74,9 @@ class EventStream:
             timeout=httpx.Timeout(timeout_s, read=deadline.limit(SILENCE_S)),
         )
         self._response = http.send(request, stream=True)
-        if not self._response.is_success:
+        if self._response.status_code != 200:
             with closing(self._response) as said:
                 raise refused(said.status_code, said.headers, said.read(), "the relay")
-        if self._response.status_code == 204:
-            following.end()
         self._chunks = self._response.iter_raw()
         self._decoder = SseDecoder(MAX_MESSAGE_BYTES)
         self._lines: list[bytes] = []
