@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from deltawire.cli.exit_codes import ExitCode
 from deltawire.redis_server import free_port
-from tests.support.system import System, check_whole, request, show, submit, watch
+from tests.support.system import WAIT_S, System, check_whole, request, show, submit, watch
 from tests.support.terminal import CTRL_C, CTRL_D, Terminal, environment_of
 
 PIPED = "import sys; sys.argv[0] = 'deltawire'; from deltawire.cli import main; main()"
@@ -204,7 +207,7 @@ async def test_ctrl_c_then_d_detaches(system: System, slow: Terminal) -> None:
     await slow.until("c: cancel the job")
     before = slow.shown
     await asyncio.sleep(0.3)  # a few tokens more, that must not come between question and answer
-    slow._read()
+    slow.read()
     assert slow.shown == before
     slow.press(b"d")
     assert await slow.ended() == ExitCode.INTERRUPTED
@@ -295,6 +298,25 @@ async def test_without_a_terminal_signals_detach(system: System, number: int, co
     assert re.search(rf"deltawire tail {job_id} --starting-after \d+", errors.decode())
     assert "Traceback" not in errors.decode()
     await piped(system, "cancel", job_id)
+
+
+async def test_a_pipe_that_nobody_reads_does_not_keep_it_alive(system: System) -> None:
+    """The first SIGTERM cannot be answered in a write that blocks; the second one ends it."""
+    job_id = await submit(system, request("Tell me of rivers", deltas=2_000, delta_bytes=1_000, rate=0))
+    check_whole(await watch(system, job_id))
+    ours, its = os.pipe()
+    command = (sys.executable, "-c", PIPED, "tail", job_id)
+    process = await asyncio.create_subprocess_exec(*command, env=environment_of(system), stdout=its)
+    os.close(its)
+    try:
+        await asyncio.to_thread(select.select, [ours], [], [], WAIT_S)  # it writes
+        while process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 0.2)
+        assert process.returncode in {-signal.SIGTERM, ExitCode.TERMINATED}
+    finally:
+        os.close(ours)
 
 
 async def test_a_pipe_that_closes_is_no_traceback(system: System) -> None:

@@ -71,7 +71,7 @@ class Terminal:
         is_there = (lambda shown: text in shown) if isinstance(text, str) else text
         deadline = time.monotonic() + timeout_s
         while not is_there(self.shown):
-            is_over = not self._read()
+            is_over = not self.read()
             assert not is_over or is_there(self.shown), f"ended before {text!r}: {self.shown!r}"
             assert time.monotonic() < deadline, f"waited for {text!r}: {self.shown!r}"
             await asyncio.sleep(0.01)
@@ -80,12 +80,12 @@ class Terminal:
     async def ended(self, *, timeout_s: float = WAIT_S) -> int:
         """The exit code; all that it has shown is in `shown`."""
         deadline = time.monotonic() + timeout_s
-        while self._read() or self.process.poll() is None:
+        while self.read() or self.process.poll() is None:
             assert time.monotonic() < deadline, f"does not end: {self.shown!r}"
             await asyncio.sleep(0.01)
         return self.process.wait()
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
         """Takes what is there; false at the end."""
         try:
             while data := os.read(self._keys, 65_536):

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -17,6 +17,8 @@ from .exit_codes import ExitCode
 from .parameters import Json, Url, run
 from .printing import say, write
 from .up import up as run_up
+
+_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "red"}
 
 app = typer.Typer(
     help="A message-queue worker that fans out streamed tokens.",
@@ -96,11 +98,11 @@ def doctor(
         write(encode_findings(findings))
     else:
         for line in as_text(findings).splitlines(keepends=True):
-            write(line, _STYLES.get(line.partition(" ")[0], "dim"))
+            level, space, rest = line.partition(" ")
+            write(level, _STYLES.get(level, ""))
+            write(f"{space}{rest}")
     raise typer.Exit(exit_code(findings))
 
-
-_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 app.add_typer(key_commands.app, name="keys")
 

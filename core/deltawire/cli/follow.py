@@ -98,8 +98,8 @@ def _say_how_to_go_on(job_id: str, position: int) -> None:
 class Interrupts:
     """Ctrl-C and SIGTERM as something to wait for: while this is open they do not end the process.
 
-    Unless the first of two Ctrl-C was never taken, since the loop is stuck, in a write to a terminal that was
-    stopped by Ctrl-S or to a pipe that nobody reads: then the second ends it by KeyboardInterrupt.
+    Unless the first of two was never taken, since the loop is stuck in a write to a pipe that nobody reads:
+    then the second one ends it as if nothing were here.
     """
 
     has_cancelled = False
@@ -119,7 +119,8 @@ class Interrupts:
 
     def _come(self, number: int, _frame: FrameType | None) -> None:
         if self._number is not None:
-            raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self._number = number
         self._loop.call_soon_threadsafe(self._came.set)
 
