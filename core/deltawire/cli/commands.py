@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from deltawire import __version__
-from deltawire.client.calls import default_base_url
+from deltawire.client.calls import address
 from deltawire.errors import RedisUnavailableError
 from deltawire.findings import as_text, encode_findings, exit_code
 
@@ -93,7 +93,7 @@ def doctor(
     """
     from .doctor import examine
 
-    findings = asyncio.run(examine(asks_upstream=ask, relay_url=url.rstrip("/") or default_base_url()))
+    findings = asyncio.run(examine(asks_upstream=ask, relay_url=address(url)))
     if json:
         write(encode_findings(findings))
     else:
