@@ -80,10 +80,11 @@ def test_metrics_are_documented(page: Path) -> None:
     """In docs/metrics.md, whose tables a test compares with what is served."""
     named = re.findall(r"\bdeltawire_[a-z_]+", "\n".join(code(page.read_text())))
     known = set(re.findall(r"\bdeltawire_[a-z_]+", (ROOT / "docs" / "metrics.md").read_text()))
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} - known <= {
-        "deltawire_relay",
-        "deltawire_worker",
+    packages_and_fixtures = {
+        *("deltawire_relay", "deltawire_worker"),
+        *("deltawire_environment", "deltawire_gateway", "deltawire_server"),
     }
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} - known <= packages_and_fixtures
 
 
 @every_page

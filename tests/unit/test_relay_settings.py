@@ -75,7 +75,7 @@ def test_the_protocol_says_the_default_of_each_limit() -> None:
     """PROTOCOL §5.7 has a row for each, with its setting and its default."""
     section = (Path(__file__).parents[2] / "PROTOCOL.md").read_text().partition("### 5.7")[2]
     rows = [
-        line.split(" | ") for line in section.partition("\n## 6.")[0].splitlines() if line.startswith("| ")
+        line.split(" | ") for line in section.partition("\n### 5.8")[0].splitlines() if line.startswith("| ")
     ]
     said = {cells[1].strip("`").lower(): cells[2] for cells in rows}
     for name in LIMITS:
