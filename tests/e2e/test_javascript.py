@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -70,6 +71,12 @@ def folds() -> Json:
     dice = random.Random(7)  # the same ones each time
     odd = [dice.choices(EVENTS, k=dice.randint(1, 12)) for _ in range(500)]
     return {"streams": [*map(folded, streams)], "odd": [*map(folded, odd)]}
+
+
+def test_both_packages_have_one_version() -> None:
+    """A client's version says which protocol it was tested with."""
+    ours = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    assert json.loads((PACKAGE / "package.json").read_text())["version"] == ours
 
 
 @pytest.mark.timeout(TIMEOUT_S + 30)
