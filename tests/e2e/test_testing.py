@@ -98,7 +98,7 @@ def test_each_test_meets_its_own_jobs_and_answers(pytester: pytest.Pytester, mar
     """Jobs that a test left, running, queued or just sent, are gone before the next; so are answers."""
     pytester.makepyfile(
         """
-        import celery, pytest
+        import asyncio, celery, pytest
 
         BODY = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -120,9 +120,18 @@ def test_each_test_meets_its_own_jobs_and_answers(pytester: pytest.Pytester, mar
             with celery.Celery(broker=deltawire_server.broker_url, set_as_current=False) as app:
                 for _ in range(4):
                     app.send_task("deltawire.generate", kwargs={"request": BODY}, queue="deltawire")
+
+        def test_another(deltawire_server, deltawire_gateway):
+            async def ask():
+                async with deltawire_server.async_client(transport="sse") as client:
+                    job = await client.submit(BODY)
+                    return [text async for text in job.text()]
+
+            deltawire_gateway.reply("Hello")
+            assert "".join(asyncio.run(ask())) == "Hello"
         """
     )
-    pytester.runpytest_subprocess(timeout=WAIT_S).assert_outcomes(passed=3)
+    pytester.runpytest_subprocess(timeout=WAIT_S).assert_outcomes(passed=4)
     check_nothing_is_left(marker, pytester)
 
 
@@ -179,9 +188,13 @@ def test_several_processes_have_one_each(pytester: pytest.Pytester, marker: str)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGKILL, []), (signal.SIGINT, ["-n", "1"])],
+    ids=["int", "term", "kill", "int-xdist"],
+)
 def test_an_interrupted_run_leaves_nothing(
-    pytester: pytest.Pytester, marker: str, number: signal.Signals
+    pytester: pytest.Pytester, marker: str, number: signal.Signals, arguments: list[str]
 ) -> None:
     """Ctrl-C, a CI that ends the job, and one that does not ask; in the middle of a stream."""
     pytester.makepyfile(
@@ -198,7 +211,7 @@ def test_an_interrupted_run_leaves_nothing(
                 time.sleep(600)
         """
     )
-    process = subprocess.Popen([sys.executable, "-m", "pytest"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + WAIT_S
         while not (pytester.path / "redis-port").exists():
