@@ -21,6 +21,9 @@ PAGES: Final = [
 #: What a reader makes, or sets for the tests.
 MADE: Final = {"deploy/kubernetes/overlays/mine"}
 OF_TESTS: Final = {"DELTAWIRE_TEST_REDIS_PROGRAM"}
+PACKAGES: Final = {"deltawire_relay", "deltawire_worker"}
+#: Of the pytest plugin.
+FIXTURES: Final = {"deltawire_gateway", "deltawire_server", "deltawire_environment"}
 DIRECTORIES: Final = (
     "benchmarks",
     "core",
@@ -80,11 +83,7 @@ def test_metrics_are_documented(page: Path) -> None:
     """In docs/metrics.md, whose tables a test compares with what is served."""
     named = re.findall(r"\bdeltawire_[a-z_]+", "\n".join(code(page.read_text())))
     known = set(re.findall(r"\bdeltawire_[a-z_]+", (ROOT / "docs" / "metrics.md").read_text()))
-    packages_and_fixtures = {
-        *("deltawire_relay", "deltawire_worker"),
-        *("deltawire_environment", "deltawire_gateway", "deltawire_server"),
-    }
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} - known <= packages_and_fixtures
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} - known <= {*PACKAGES, *FIXTURES}
 
 
 @every_page
