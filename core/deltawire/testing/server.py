@@ -6,10 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.request import ProxyHandler, Request, build_opener
 
 import redis
 
@@ -37,7 +37,6 @@ class DeltawireServer:
         self.jwt_secret = secrets.token_urlsafe(32)
         self._settings = environment
         self._process: subprocess.Popen[str] | None = None
-        self._opener = build_opener(ProxyHandler({}))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,21 +74,16 @@ class DeltawireServer:
                 if time.monotonic() > deadline:
                     raise RuntimeError("jobs that were cancelled did not end")
                 time.sleep(0.01)
-        except (OSError, redis.RedisError) as error:  # urllib's errors are OSErrors
+        except (deltawire.JobUnavailableError, redis.RedisError) as error:
             raise RuntimeError(f"deltawire does not answer: {error}\n{self.logs[-3000:]}") from error
 
     def _erase_jobs(self) -> int:
         """How many there were."""
-        jobs: list[dict[str, Any]] = json.loads(self._ask("GET", "/v1/jobs?limit=100"))["data"]
+        jobs = self._client.list(limit=100)["data"]
         for job in jobs:
-            self._ask("DELETE", f"/v1/jobs/{job['id']}")
+            with suppress(deltawire.NotFoundError):  # its time was over
+                self._client.delete(job["id"])
         return len(jobs)
-
-    def _ask(self, method: str, path: str) -> bytes:
-        headers = {"Authorization": f"Bearer {self.api_key}"}
-        request = Request(self.url + path, method=method, headers=headers)  # noqa: S310 - it is http
-        with self._opener.open(request, timeout=CLEAR_TIMEOUT_S) as answer:
-            return bytes(answer.read())
 
     def __enter__(self) -> Self:
         # A session of its own: Ctrl-C in the terminal is pytest's, which then stops it. -P: what lies in the
@@ -125,9 +119,11 @@ class DeltawireServer:
         self.url: str = told["url"]
         self.redis_url: str = told["redis_url"]
         self._logs = Path(told["logs"])
+        self._client = self.client(timeout_s=CLEAR_TIMEOUT_S)
         self._redis = redis.Redis.from_url(self.redis_url, socket_timeout=CLEAR_TIMEOUT_S)
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._client.close()
         self._redis.close()
         self._stop()
 
