@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 import deltawire
@@ -258,7 +259,7 @@ async def test_an_interrupted_reader_can_go_on(relay: RelayProcess, jobs: Produc
 
 async def test_each_refusal_is_an_error_of_its_own(redis_server: RedisServer, jobs: Producer) -> None:
     """By what a caller would do about it; all are a JobUnavailableError with the relay's words."""
-    keys = Keyring(acme=("acme", ["submit"]), other=("other", ["read"]))
+    keys = Keyring(acme=("acme", ["submit"]), backend=("acme", ["tokens", "read"]), other=("other", ["read"]))
     job = await jobs.running("one ", tenant="acme")
     environment = {"DELTAWIRE_API_KEYS": keys.text, "DELTAWIRE_JWT_SECRET": SECRET}
     request = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -297,6 +298,15 @@ async def test_each_refusal_is_an_error_of_its_own(redis_server: RedisServer, jo
                 async for text in handle.text():
                     assert text == "one "
                     break
+            # A page's EventSource gets an address that opens this job, and no other.
+            async with deltawire.AsyncClient(relay.url, api_key=keys["backend"]) as client:
+                address = await client.job(job.job_id).ticket_url("user-5", snapshot=True)
+            with deltawire.Client(relay.url, api_key=keys["backend"]) as blocking:
+                other = await asyncio.to_thread(blocking.job(job.job_id).ticket_url, ttl_s=60)
+            for url in (address, other):
+                async with httpx.AsyncClient() as page, page.stream("GET", url) as stream:
+                    assert stream.status_code == 200
+                    assert ("mode=snapshot" in url) == (url == address)
         # What a token submits it reads by the token of the answer.
         token = mint(SECRET, subject="u", jobs=[], tenant="acme", capabilities=["submit", "read", "cancel"])
         async with deltawire.AsyncClient(relay.url, api_key=token) as client:

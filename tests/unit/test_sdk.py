@@ -294,6 +294,15 @@ def test_a_result_without_an_answer_is_empty() -> None:
     assert (empty.text, empty.refusal, empty.tool_calls, empty.parsed) == ("", None, [], None)
 
 
+def test_a_webhooks_job_is_a_result() -> None:
+    """What is not a job that has ended is told as such."""
+    assert result({"content": "Ha"}, {}) == Result.from_job(
+        msgspec.to_builtins(result({"content": "Ha"}, {}))
+    )
+    with pytest.raises(ValueError, match="no job that has ended"):
+        Result.from_job({"id": "job", "status": "queued", "timings": None})
+
+
 def test_defaults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that the command line has, too."""
     for name in ("DELTAWIRE_PUBLIC_URL", "DELTAWIRE_PORT", "DELTAWIRE_API_KEY"):

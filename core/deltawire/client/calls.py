@@ -146,6 +146,17 @@ def retrieval(job_id: str) -> Call:
     return Call("GET", f"/v1/jobs/{job_id}")
 
 
+def ticketing(job_id: str, subject: str | None, ttl_s: float) -> Call:
+    body = {"cap": ["read"], "ttl_s": ttl_s} | ({} if subject is None else {"sub": subject})
+    return Call("POST", f"/v1/jobs/{job_id}/tokens", body)
+
+
+def ticket_url(base_url: str, events_url: str, answer: dict[str, Any], snapshot: bool) -> str:
+    """Tokens need no escaping; an address that the relay does not know to be public is where we reach it."""
+    url = events_url if events_url.startswith("http") else f"{base_url}{events_url}"
+    return f"{url}?{'mode=snapshot&' if snapshot else ''}ticket={answer['token']}"
+
+
 def deletion(job_id: str) -> Call:
     return Call("DELETE", f"/v1/jobs/{job_id}")
 

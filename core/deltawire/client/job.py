@@ -59,7 +59,7 @@ class JobBase:
         return self._made(result_of_event(event, self._metadata))
 
     def _shown(self, job: dict[str, Any]) -> Result:
-        return self._made(msgspec.convert(job, Result))
+        return self._made(Result.from_job(job))
 
     def _made(self, result: Result) -> Result:
         self.status = result.status

@@ -1,5 +1,6 @@
 """What became of a job: its answer, its tool calls, its JSON, what it cost. No I/O."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
@@ -67,6 +68,17 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     incomplete_details: IncompleteDetails | None = None
     metadata: dict[str, str] = {}
     response_model: Any = None  # the class that `submit` was given
+
+    @classmethod
+    def from_job(cls, job: Mapping[str, Any]) -> Self:
+        """Of a job that has ended, as `retrieve` gives it, or a webhook's `data`. Raises ValueError.
+
+        A webhook may leave out what is large (docs/webhooks.md): `client.job(id).wait()` has all of it.
+        """
+        try:
+            return msgspec.convert(job, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"this is no job that has ended: {error}") from error
 
     @property
     def message(self) -> dict[str, Any]:

@@ -252,6 +252,16 @@ class Job(JobBase):
         answer = self._client._call(calls.cancellation(self.id, reason), self._credential)
         return calls.cancelled(self.id, answer)
 
+    def ticket_url(self, subject: str | None = None, *, ttl_s: float = 900, snapshot: bool = False) -> str:
+        """An address that a page's EventSource can open: this job, to read, for `ttl_s` seconds (up to 900).
+
+        `subject` says whose it is (by default the API key's name), so that it can be revoked; with `snapshot`
+        the stream begins with the text so far. Needs a key with the scope `tokens`, of a relay that signs
+        tokens (PROTOCOL.md §5.10). Raises JobUnavailableError.
+        """
+        answer = self._client._call(calls.ticketing(self.id, subject, ttl_s), self._credential)
+        return calls.ticket_url(self._client.base_url, self.urls["events"], answer, snapshot)
+
     def retrieve(self) -> dict[str, Any]:
         """The job as GET /v1/jobs/{id} shows it. Raises JobUnavailableError."""
         return self._client._call(calls.retrieval(self.id), self._credential)
