@@ -147,7 +147,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
     """An HTTP answer that is not a success, ours or a proxy's."""
     try:
         return refusal(msgspec.convert(msgspec.json.decode(body)["error"], Error), status=status)
-    except (ValueError, KeyError, TypeError):
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError):
         told = headers.get("Retry-After", "")  # RFC 9110 §10.2.3; a date is taken for nothing
         kind = _BY_STATUS.get(status) or (InvalidRequestError if 400 <= status < 500 else ServerError)
         retry_after_s = float(told) if told.isascii() and told.isdecimal() else None
@@ -161,7 +161,7 @@ def read_answer(response: httpx.Response) -> dict[str, Any]:
         raise refused(response.status_code, response.headers, response.content, where)
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise ServerError(f"{where} does not answer as a relay does", status=response.status_code) from error
 
 
