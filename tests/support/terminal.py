@@ -2,16 +2,19 @@
 
 import asyncio
 import fcntl
+import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from tests.support.system import STOP_TIMEOUT_S, WAIT_S, System
 
@@ -25,6 +28,11 @@ sys.argv[0] = "deltawire"
 from deltawire.cli import main
 main()
 """
+
+#: The same without one.
+PIPED: Final = "import sys; sys.argv[0] = 'deltawire'; from deltawire.cli import main; main()"
+#: Colours and the like.
+SGR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def environment_of(system: System | None, **more: str) -> dict[str, str]:
@@ -104,3 +112,34 @@ class Terminal:
             self.process.kill()
         self.process.wait(STOP_TIMEOUT_S)
         os.close(self._keys)
+
+
+async def piped(
+    system: System | None, *args: str, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
+    """The exit code, standard output and standard error of `deltawire ARGS` without a terminal."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PIPED, *args),
+        env=environment_of(system, **(environment or {})),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+def script(tmp_path: Path, **fields: Any) -> list[str]:
+    """`--request` of what the scripted gateway is to do."""
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps({"script": fields}))
+    return ["--request", str(path)]
+
+
+async def job_of(terminal: Terminal) -> str:
+    """The id that `submit --follow` says first."""
+    shown = await terminal.until(lambda shown: re.search(r"job ([0-9a-f-]{32,36})\b", SGR.sub("", shown)))
+    found = re.search(r"job ([0-9a-f-]{32,36})", SGR.sub("", shown))
+    assert found
+    return found[1]

@@ -6,8 +6,8 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -53,18 +53,19 @@ async def follow(job: AsyncJob, starting_after: int, *, as_json: bool) -> ExitCo
                 _say_how_to_go_on(job.id, page.position)
             raise
         finally:
-            page.pause()
             reading.cancel()
             with suppress(asyncio.CancelledError, JobUnavailableError, typer.Exit):
                 await reading
+            page.pause()
 
 
-async def _print(events: AsyncIterator[Event | Snapshot], page: Page, go: asyncio.Event) -> ExitCode | None:
-    async for event in events:
-        await go.wait()
-        page.show(event)
-        if isinstance(event, TerminalEvent):
-            return OF_STATUS[event.status]
+async def _print(events: AsyncGenerator[Event | Snapshot], page: Page, go: asyncio.Event) -> ExitCode | None:
+    async with aclosing(events):
+        async for event in events:
+            await go.wait()
+            page.show(event)
+            if isinstance(event, TerminalEvent):
+                return OF_STATUS[event.status]
     return None  # there was nothing after where we began
 
 
