@@ -61,7 +61,7 @@ def write(text: str, style: str = "") -> None:
 
 
 def write_json(value: Any) -> None:
-    """As one line of JSON. Strict JSON has no control characters in it: a terminal is safe."""
+    """As one line of JSON; bytes are one already."""
     line = value if isinstance(value, bytes) else msgspec.json.encode(value)
     write(f"{line.decode()}\n")
 
