@@ -71,6 +71,7 @@ class TextPage:
         self._kind: Kind = "text"
         self._is_mid_line = False
         self._waiting: Status | None = None
+        self._wait("waiting for the job")
 
     def show(self, event: Event | Snapshot) -> None:
         match event:
