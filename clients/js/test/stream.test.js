@@ -246,6 +246,38 @@ describe("a stream", () => {
     expect(reading.error).toBeInstanceOf(deltawire.UnreachableError);
   });
 
+  test("does not give up where it hears something now and then", async () => {
+    const reading = read(client({ giveUpAfterS: 30, transport: "websocket" }).stream(JOB));
+    for (let times = 0; times < 20; times += 1) {
+      await tick(5_000);
+      Socket.last.tell(subscribed()).lose();
+    }
+    expect(reading.isOver).toBe(false);
+  });
+
+  test("takes the end of a job that is lost, but no hole after a snapshot", async () => {
+    const [lost, torn] = [read(client().stream(JOB)), read(client().stream(JOB))];
+    await tick();
+    const unrecovered = subscribed({ recovered: false });
+    Socket.all[0].tell(unrecovered, numbered("failed", 7, END));
+    const snapshot = { type: "snapshot", job_id: JOB, sequence_number: 4, completion: null };
+    Socket.all[1].tell(unrecovered, snapshot, delta(6, "b"));
+    await tick();
+    expect(lost).toMatchObject({ numbers: [7], isOver: true, error: undefined });
+    expect(torn).toMatchObject({ numbers: [4], isOver: false });
+  });
+
+  test("gives what came while its reader was busy", async () => {
+    const stream = client().stream(JOB)[Symbol.asyncIterator]();
+    const first = stream.next();
+    await tick();
+    Socket.last.tell(subscribed(), numbered("queued", 1));
+    await first;
+    Socket.last.tell(numbered("in_progress", 2));
+    expect((await stream.next()).value.sequence_number).toBe(2);
+    await stream.return();
+  });
+
   test("holds no more than a bound for a slow reader", async () => {
     const stream = client().stream(JOB)[Symbol.asyncIterator]();
     const first = stream.next();
@@ -326,6 +358,24 @@ describe("the credential", () => {
     }
     expect(reading.error).toBeInstanceOf(deltawire.AuthenticationError);
     expect(asked).toBe(3);
+  });
+
+  test("may expire as often as it lives, and is asked for once by all streams of a job", async () => {
+    inPage();
+    let asked = 0;
+    const relay = client({ getToken: () => `token ${++asked}` });
+    const readings = [read(relay.stream(JOB)), read(relay.stream(JOB))];
+    for (let times = 1; times <= 5; times += 1) {
+      await tick(1_000);
+      const [one, other] = Socket.all.slice(-2);
+      for (const socket of [one, other]) expect(socket.open().said[0].token).toBe(`token ${times}`);
+      one.tell(subscribed(), numbered("queued", 1)).lose(4005);
+      await tick(1_000); // it has another one when the other loses it
+      other.tell(subscribed(), numbered("queued", 1)).lose(4005);
+    }
+    await tick(1_000);
+    expect(readings).toMatchObject([{ isOver: false }, { isOver: false }]);
+    expect(asked).toBe(6);
   });
 
   test("is asked for again where there is no network, but not where it is refused", async () => {
@@ -553,6 +603,17 @@ describe("a page", () => {
     Socket.last.tell(subscribed(), numbered("cancelled", 2, END));
     await tick();
     expect(reading).toMatchObject({ numbers: [1, 2], isOver: true });
+  });
+
+  test("that comes online tries WebSockets again", async () => {
+    const relay = client({ transport: "auto" });
+    read(relay.stream(JOB));
+    await tick();
+    Socket.last.lose();
+    await tick();
+    wakes.online();
+    await tick();
+    expect(Socket.all).toHaveLength(2);
   });
 
   test("that is offline does not give up", async () => {
