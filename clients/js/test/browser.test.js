@@ -30,11 +30,12 @@ const WATCH = `<!doctype html><title>watch</title><link rel="icon" href="data:,"
 </script>`;
 
 describe.skipIf(!RELAY)("in Chromium", { concurrent: true, timeout: 110_000 }, () => {
-  const client = new Client({ baseUrl: RELAY, apiKey: API_KEY });
+  let client;
   let chromium;
   let site;
 
   beforeAll(async () => {
+    client = new Client({ baseUrl: RELAY, apiKey: API_KEY });
     process.env.VITE_DELTAWIRE_URL = RELAY;
     [chromium, site] = await Promise.all([
       startChromium(),
