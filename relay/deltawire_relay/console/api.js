@@ -17,7 +17,9 @@ export class Refused extends Error {
 }
 
 /** The relay said nothing. */
-export class Away extends Error {}
+export class Away extends Error {
+  message = "The relay cannot be reached. Trying again.";
+}
 
 /** The response. Throws Refused, Away, or what `signal` was aborted with. */
 export async function ask(path, { body, signal } = {}) {
@@ -30,7 +32,7 @@ export async function ask(path, { body, signal } = {}) {
     const how = { method: body ? "POST" : "GET", body: body && JSON.stringify(body), headers, signal };
     response = await fetch(path, { ...how, cache: "no-store", credentials: "omit", redirect: "error" });
   } catch (error) {
-    throw signal?.aborted ? error : new Away("The relay cannot be reached.");
+    throw signal?.aborted ? error : new Away();
   }
   if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
@@ -41,7 +43,7 @@ export const askJson = async (path, how) => (await ask(path, how)).json();
 
 /** What a person is to read; `scope` is what the question needs. */
 export function words(error, scope) {
-  if (error instanceof Away) return "The relay cannot be reached. Trying again.";
+  if (error instanceof Away) return error.message;
   if (!(error instanceof Refused)) return String(error);
   if (error.code === "forbidden") return `This key has no scope “${scope}”, which this part needs.`;
   if (error.code === "redis_unavailable") return "The relay cannot reach Redis. Trying again; nothing is lost.";
@@ -98,11 +100,11 @@ export async function* frames(id, { signal, isNew, onLost, onOpen }) {
           throw new Refused(message.error.code === "unknown_job" ? 404 : 401, message.error);
         }
       }
-      onLost(new Away("The connection has ended."));
+      onLost(new Away());
     } catch (error) {
       if (signal.aborted || (error instanceof Refused && FINAL.has(error.status))) throw error;
       if (error instanceof Refused && error.retryAfterS) waitMs = error.retryAfterS * 1000;
-      onLost(error instanceof Refused ? error : new Away("The connection was lost."));
+      onLost(error instanceof Refused ? error : new Away());
     } finally {
       signal.removeEventListener("abort", end);
       connection.abort();

@@ -116,7 +116,7 @@ export class JobView {
       askJson(`v1/jobs/${encodeURIComponent(id)}`, { signal }).then(found, () => {}); // the stream says what is wrong
     }
     try {
-      const onLost = (error) => this.#notice(`${error instanceof Away ? `${error.message} Coming back` : words(error)} …`, "wait");
+      const onLost = (error) => this.#notice(`${error instanceof Away ? "The connection was lost. Coming back" : words(error)} …`, "wait");
       for await (const frame of frames(id, { signal, isNew, onLost, onOpen: () => this.#notice("") })) {
         if (signal.aborted) return;
         this.#take(frame);

@@ -12,14 +12,19 @@ const PROMPTS = "deltawire.prompts";
 const PROMPTS_KEPT = 20;
 
 const say = (text) => ($("say").textContent = text);
-const part = (id) => ({ notice: $(id).querySelector(".notice"), body: $(id).querySelector("tbody") });
+const rowsOf = (id) => $(id).querySelector("tbody");
 
-/** Says what is wrong with a part of the page, or that nothing is. */
-function complain(notice, error, scope) {
-  notice.hidden = !error;
-  notice.textContent = error ? words(error, scope) : "";
-  notice.dataset.kind = error instanceof Away ? "wait" : "failed";
-  if (error?.status === 401) wantKey(error);
+/** Says something about parts of the page, or that all is well. */
+function tell(parts, text = "", kind = "wait") {
+  for (const notice of parts.map((id) => $(id).querySelector(".notice"))) {
+    Object.assign(notice, { hidden: !text, textContent: text });
+    notice.dataset.kind = kind;
+  }
+}
+
+function complain(parts, error, scope) {
+  tell(parts, words(error, scope), error instanceof Away || [401, 403].includes(error.status) ? "wait" : "failed");
+  if (error.status === 401) wantKey(error);
 }
 
 // The API key
@@ -136,16 +141,16 @@ async function findModels() {
 // What goes on
 
 async function lookForJobs() {
-  const { notice, body: rows } = part("jobs");
+  const parts = ["jobs", "plot-first", "plot-speed"];
   try {
     const { data, has_more: hasMore } = await askJson(`v1/jobs?limit=${JOBS}`);
-    complain(notice);
-    showJobs(rows, data, job.id);
+    tell(parts);
+    showJobs(rowsOf("jobs"), data, job.id);
     const running = data.filter(({ status }) => !TERMINAL.has(status)).length;
     $("jobs-sum").textContent = data.length ? `${running} active, ${hasMore ? `the newest ${data.length} shown` : `${data.length} in all`}` : "none yet";
     plotJobs(data.toReversed());
   } catch (error) {
-    complain(notice, error, "list");
+    complain(parts, error, "list");
   }
 }
 
@@ -162,24 +167,21 @@ let before = new Map();
 const delays = [];
 
 async function lookForProcesses() {
-  const notices = ["workers", "relays", "plot-delay"].map((id) => $(id).querySelector(".notice"));
+  const parts = ["workers", "relays", "plot-delay"];
   try {
     const { data } = await askJson("v1/processes");
-    for (const notice of notices) complain(notice);
+    tell(parts);
     const [workers, relays] = ["worker", "relay"].map((kind) => data.filter((each) => each.kind === kind));
-    showWorkers(part("workers").body, workers, before);
-    showRelays(part("relays").body, relays, before);
-    if (!workers.length) {
-      Object.assign(notices[0], { hidden: false, textContent: "No worker is running: jobs wait in the queue." });
-      notices[0].dataset.kind = "wait";
-    }
+    showWorkers(rowsOf("workers"), workers, before);
+    showRelays(rowsOf("relays"), relays, before);
+    if (!workers.length) tell(["workers"], "No worker is running: jobs wait in the queue.");
     delays.push(delay(relays, before));
     delays.splice(0, delays.length - LOOKS);
     const last = delays.findLast((value) => value !== null);
     line($("plot-delay"), delays, seconds, seconds(last), LOOKS);
     before = new Map(data.map((each) => [each.name, each]));
   } catch (error) {
-    for (const notice of notices) complain(notice, error, "metrics");
+    complain(parts, error, "metrics");
   }
 }
 
