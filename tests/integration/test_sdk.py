@@ -139,6 +139,32 @@ async def test_a_result_has_what_the_terminal_event_had_no_room_for(
     assert stream.result.text == "one two"
 
 
+async def test_a_result_that_is_known_is_not_asked_for(relay: RelayProcess, jobs: Producer) -> None:
+    """Whoever has read the text of a job that it has submitted has its result as well."""
+    request = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+
+    def read(job: deltawire.Job) -> deltawire.Result:
+        assert list(job.text()) == ["one "]
+        return job.result()
+
+    async def produce(job_id: str) -> None:
+        job = jobs.job(job_id)
+        await job.adopt()
+        await job.deltas("one ")
+        await job.end()
+
+    async with proxy_of(relay) as proxy:
+        with deltawire.Client(url_of(proxy)) as client:
+            job = await asyncio.to_thread(client.submit, request)
+            _, result = await asyncio.gather(produce(job.id), asyncio.to_thread(read, job))
+        async with deltawire.AsyncClient(url_of(proxy)) as aclient:
+            ajob = await aclient.submit(request)
+            await produce(ajob.id)
+            assert [text async for text in ajob.text()] == ["one "]
+            assert (await ajob.result()).text == result.text == "the whole text"
+        assert proxy.connections == 4  # two for commands, two for events
+
+
 async def test_a_result_that_cannot_be_asked_for_is_given_up(
     relay: RelayProcess, jobs: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,6 +194,8 @@ class AsyncJob(JobBase):
             async for event in events:
                 if text := reader.add(event):
                     yield text
+                elif isinstance(event, TerminalEvent):
+                    self._ended(event)
 
     def stream(
         self, starting_after: int = 0, *, merge: bool = False, snapshot: bool = False
@@ -219,6 +221,8 @@ class AsyncJob(JobBase):
             raise WaitTimeoutError(f"the job has not ended within {timeout_s} s") from error
 
     async def _wait(self, on_event: Callable[[Message], object] | None) -> Result:
+        if self._result is not None and on_event is None:
+            return self._result
         is_watched = on_event is not None
         following = self._following(merge=not is_watched, snapshot=not is_watched)
         last: Message | None = None

@@ -7,7 +7,6 @@ import msgspec
 from deltawire.events import TerminalEvent
 
 from .following import Following
-from .reading import Folded
 from .result import Result, is_whole, result_of_event
 
 
@@ -38,6 +37,7 @@ class JobBase:
         self._renews = renews and credential is None
         self._metadata = metadata  # None: not known here
         self._response_model = response_model
+        self._result: Result | None = None  # once it is known
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.status}>"
@@ -48,9 +48,6 @@ class JobBase:
         return Following(
             self.id, starting_after=starting_after, merge=merge, snapshot=snapshot, renews=self._renews
         )
-
-    def _folded(self, following: Following) -> Folded:
-        return Folded(following, self._metadata, self._response_model)
 
     def _ended(self, event: TerminalEvent | None) -> Result | None:
         """The result, if it is known without asking."""
@@ -63,4 +60,5 @@ class JobBase:
 
     def _made(self, result: Result) -> Result:
         self.status = result.status
-        return msgspec.structs.replace(result, response_model=self._response_model)
+        self._result = msgspec.structs.replace(result, response_model=self._response_model)
+        return self._result

@@ -205,7 +205,13 @@ class Job(JobBase):
 
         Where a job begins anew (option `restart: always`) so does its text. Raises as `events`.
         """
-        yield from _texts(self.events(starting_after))
+        reader = TextReader()
+        with closing(self.events(starting_after)) as events:
+            for event in events:
+                if text := reader.add(event):
+                    yield text
+                elif isinstance(event, TerminalEvent):
+                    self._ended(event)
 
     def stream(self, starting_after: int = 0, *, merge: bool = False, snapshot: bool = False) -> "Stream":
         """The same events, and what they add up to. Connects when it is iterated."""
@@ -219,6 +225,8 @@ class Job(JobBase):
         Raises WaitTimeoutError after `timeout_s` seconds, JobUnavailableError as `events` does, and what
         `on_event` raises.
         """
+        if self._result is not None and on_event is None:
+            return self._result
         deadline, is_watched = Deadline(timeout_s), on_event is not None
         following = self._following(merge=not is_watched, snapshot=not is_watched)
         last: Message | None = None
@@ -296,13 +304,5 @@ class Stream(Folded):
         """As `Job.text`, from here on."""
         reader = TextReader()
         for event in self:
-            if text := reader.add(event):
-                yield text
-
-
-def _texts(events: Generator[Message]) -> Generator[str]:
-    reader = TextReader()
-    with closing(events):
-        for event in events:
             if text := reader.add(event):
                 yield text
