@@ -132,6 +132,8 @@ def test_an_address_is_a_url() -> None:
     """Told at once, and not by the first request."""
     with pytest.raises(ValueError, match="localhost:8080"):
         deltawire.Client("localhost:8080")
+    with pytest.raises(ValueError, match="websockets"):
+        deltawire.Client(transport="websockets")  # type: ignore[arg-type] # what is tested
 
 
 def test_an_answer_that_is_no_relays_is_told_by_its_status() -> None:
@@ -237,8 +239,31 @@ def test_a_models_schema_is_strict() -> None:
 
 def test_nothing_stands_beside_a_reference() -> None:
     """What is said there is moved to where it points."""
-    root = {"$defs": {"Item": {"type": "string"}}, "a": {"$ref": "#/$defs/Item", "description": "one"}}
-    assert calls.strict(root["a"], root) == {"type": "string", "description": "one"}
+    root: dict[str, Any] = {"$defs": {"Item": {"type": "string"}}}
+    described = {"$ref": "#/$defs/Item", "description": "one"}
+    assert calls.strict(described, root) == {"type": "string", "description": "one"}
+    # One that holds itself is described once.
+    root["$defs"]["Item"] = {"type": "object", "properties": {"inner": described}}
+    inner = calls.strict(described, root)["properties"]["inner"]
+    assert inner == {"$ref": "#/$defs/Item"}
+
+
+def test_names_of_properties_are_no_keywords() -> None:
+    """Nor are values."""
+    schema = {
+        "type": "object",
+        "properties": {"default": {"type": "string", "enum": ["default"], "default": "x"}},
+    }
+    made = calls.strict(schema, schema)
+    assert made["properties"] == {"default": {"type": "string", "enum": ["default"]}}
+    assert made["required"] == ["default"]
+
+
+def test_an_id_is_one_segment_of_a_path() -> None:
+    """Whatever a stranger has put into it."""
+    assert Following("a/b?c#d").path("ws") == "/v1/jobs/a%2Fb%3Fc%23d/ws?starting_after=0"
+    assert calls.retrieval("../jobs").path == "/v1/jobs/..%2Fjobs"
+    assert calls.cancellation("a/b", "no").path == "/v1/jobs/a%2Fb/cancel"
 
 
 def result(message: dict[str, Any], output: dict[str, Any], **fields: Any) -> Result:

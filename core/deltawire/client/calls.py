@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 from urllib.parse import urlencode
 
 import httpx
@@ -12,7 +12,7 @@ from deltawire.environment import Environment
 from deltawire.messages import CancelResult
 
 from .errors import ServerError
-from .following import MAX_MESSAGE_BYTES, Following
+from .following import MAX_MESSAGE_BYTES, Following, job_path
 from .result import PydanticModel
 
 SUBPROTOCOL: Final = "deltawire.v1"
@@ -63,6 +63,13 @@ def address(base_url: str | None) -> str:
     return url
 
 
+def known(transport: Transport) -> Transport:
+    """Itself. Raises ValueError."""
+    if transport not in get_args(Transport):
+        raise ValueError(f"there is no transport {transport!r}: websocket, sse")
+    return transport
+
+
 def default_api_key() -> str | None:
     """DELTAWIRE_API_KEY, or what the file DELTAWIRE_API_KEY_FILE holds. Raises ConfigurationError."""
     return Environment().secret("DELTAWIRE_API_KEY") or None
@@ -107,22 +114,34 @@ def with_model(request: Request, response_format: type[PydanticModel] | None) ->
     return {**request, "response_format": {"type": "json_schema", "json_schema": declared}}
 
 
-def strict(schema: Any, root: dict[str, Any]) -> Any:  # JSON
+def strict(schema: Any, root: dict[str, Any], inside: frozenset[str] = frozenset()) -> Any:  # JSON
     """A schema as OpenAI's strict mode wants it ("Structured outputs", supported schemas).
 
-    Every property is required, no other is allowed, and nothing stands beside a `$ref`.
+    Every property is required, no other is allowed, and nothing stands beside a `$ref`: what did is put into
+    a copy of what it refers to, but for one that holds itself (`inside`: those that are being copied).
     """
     if isinstance(schema, list):
-        return [strict(item, root) for item in schema]
+        return [strict(item, root, inside) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    if "$ref" in schema and len(schema) > 1:
+    if "$ref" in schema:
+        name = schema["$ref"]
+        beside = {key: value for key, value in schema.items() if key not in ("$ref", "default")}
+        if not beside or name in inside:
+            return {"$ref": name}
         target: Any = root
-        for name in schema["$ref"].removeprefix("#/").split("/"):
-            target = target[name]
-        return strict(target | {key: value for key, value in schema.items() if key != "$ref"}, root)
-    made = {key: strict(value, root) for key, value in schema.items() if key != "default"}
-    if isinstance(made.get("properties"), dict) and made.get("type") == "object":
+        for part in name.removeprefix("#/").split("/"):
+            target = target[part]
+        return strict(target | beside, root, inside | {name})
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs"):
+            made[key] = {name: strict(one, root, inside) for name, one in value.items()}
+        elif key in ("enum", "const"):
+            made[key] = value
+        elif key != "default":
+            made[key] = strict(value, root, inside)
+    if "properties" in made:
         made["required"] = list(made["properties"])
         made.setdefault("additionalProperties", False)
     return made
@@ -135,7 +154,7 @@ def submission(request: dict[str, Any], options: Options | None, idempotency_key
 
 
 def cancellation(job_id: str, reason: str) -> Call:
-    return Call("POST", f"/v1/jobs/{job_id}/cancel", {"reason": reason})
+    return Call("POST", f"{job_path(job_id)}/cancel", {"reason": reason})
 
 
 def cancelled(job_id: str, answer: dict[str, Any]) -> CancelResult:
@@ -143,12 +162,12 @@ def cancelled(job_id: str, answer: dict[str, Any]) -> CancelResult:
 
 
 def retrieval(job_id: str) -> Call:
-    return Call("GET", f"/v1/jobs/{job_id}")
+    return Call("GET", job_path(job_id))
 
 
 def ticketing(job_id: str, subject: str | None, ttl_s: float) -> Call:
     body = {"cap": ["read"], "ttl_s": ttl_s} | ({} if subject is None else {"sub": subject})
-    return Call("POST", f"/v1/jobs/{job_id}/tokens", body)
+    return Call("POST", f"{job_path(job_id)}/tokens", body)
 
 
 def ticket_url(base_url: str, events_url: str, answer: dict[str, Any], snapshot: bool) -> str:
@@ -158,7 +177,7 @@ def ticket_url(base_url: str, events_url: str, answer: dict[str, Any], snapshot:
 
 
 def deletion(job_id: str) -> Call:
-    return Call("DELETE", f"/v1/jobs/{job_id}")
+    return Call("DELETE", job_path(job_id))
 
 
 def listing(limit: int, after: str, status: str) -> Call:

@@ -156,13 +156,14 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
 
 def read_answer(response: httpx.Response) -> dict[str, Any]:
     """The body of an answer. Raises JobUnavailableError."""
-    where = str(response.url.copy_with(raw_path=b"/", query=None)).rstrip("/")
     if not response.is_success:
-        raise refused(response.status_code, response.headers, response.content, where)
+        raise refused(response.status_code, response.headers, response.content, response.url.host)
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])
     except (msgspec.DecodeError, ValueError) as error:
-        raise ServerError(f"{where} does not answer as a relay does", status=response.status_code) from error
+        raise ServerError(
+            f"{response.url.host} does not answer as a relay does", status=response.status_code
+        ) from error
 
 
 def handshake_refused(error: InvalidStatus, where: str) -> JobUnavailableError:

@@ -5,7 +5,7 @@ each connection that is lost. No I/O and no clock; the clients are the shells ar
 import logging
 import random
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -84,7 +84,7 @@ class Following:
             query["mode"] = "snapshot"
         if self._merge:
             query["merge"] = "true"
-        return f"/v1/jobs/{self.job_id}/{door}?{urlencode(query)}"
+        return f"{job_path(self.job_id)}/{door}?{urlencode(query)}"
 
     def take(self, line: bytes) -> Message | None:
         """What a message holds for the caller, in order and once. None: nothing.
@@ -157,6 +157,11 @@ class Following:
         self._failures += 1
         backoff_s = random.uniform(0, min(RECONNECT_MAX_S, 0.1 * 2 ** min(self._failures, 10)))  # noqa: S311 - jitter
         return max(min(wait_s, GIVE_UP_AFTER_S), backoff_s)
+
+
+def job_path(job_id: str) -> str:
+    """An id may come from a stranger; it is to stay one segment."""
+    return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 def _is(error: Error | None, code: str) -> bool:

@@ -6,7 +6,7 @@ import msgspec
 
 from deltawire.events import TerminalEvent
 
-from .following import Following
+from .following import Following, job_path
 from .result import Result, is_whole, result_of_event
 
 
@@ -31,7 +31,7 @@ class JobBase:
         self.token = token
         """For a browser that is to watch the job, or cancel it (PROTOCOL.md §5.2); None: there is none."""
         paths = {"self": "", "events": "/events", "websocket": "/ws", "cancel": "/cancel"}
-        self.urls = urls or {name: f"/v1/jobs/{job_id}{path}" for name, path in paths.items()}
+        self.urls = urls or {name: f"{job_path(job_id)}{path}" for name, path in paths.items()}
         """`self`, `events`, `websocket`, `cancel`; relative where the relay does not know its own address."""
         self._credential = credential  # instead of the client's
         self._renews = renews and credential is None

@@ -57,7 +57,7 @@ class Client:
         self.base_url = calls.address(base_url)
         self._api_key = calls.default_api_key() if api_key is None else api_key
         self._celery = celery
-        self._transport = transport
+        self._transport = calls.known(transport)
         self._timeout_s = timeout_s
 
     def __enter__(self) -> Self:

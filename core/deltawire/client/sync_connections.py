@@ -45,9 +45,8 @@ class WebSocket:
     ) -> None:
         self._stack = ExitStack()
         opening = connect(websocket_url(base_url, following), **websocket_options(headers, timeout_s))
-        self._connection: ClientConnection = self._stack.enter_context(
-            opening
-        )  # websockets 17 connects when it is entered
+        # By websockets 17 it connects when it is entered.
+        self._connection: ClientConnection = self._stack.enter_context(opening)
 
     def receive(self, deadline: Deadline) -> bytes:
         return self._connection.recv(deadline.limit(SILENCE_S), decode=False)
