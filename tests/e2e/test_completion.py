@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deltawire.redis_server import free_port
+from tests.support.absent import lack
 from tests.support.system import System, request, submit
 from tests.support.terminal import environment_of
 
@@ -59,7 +60,7 @@ def offered(shell: str, words: list[str], environment: dict[str, str]) -> list[s
 async def test_tab_completes(system: System, bin_directory: Path, shell: str) -> None:
     """Commands, options, and the ids of jobs; nothing, and no word, where no relay answers."""
     if not shutil.which(shell):
-        pytest.skip(f"{shell} is not on this machine")
+        lack(f"{shell} is not on this machine: apt-get install {shell}")
     job_id = await submit(system, request("hello"))
     path = f"{bin_directory}{os.pathsep}{os.environ['PATH']}"
     environment = environment_of(system, PATH=path)
