@@ -66,6 +66,28 @@ def test_a_job_that_was_cancelled_says_so(system: System) -> None:
         assert caught.value.result.text
 
 
+async def test_commands_are_there_in_both_kinds(system: System) -> None:
+    """What a job is, which there are, and its end for good."""
+    with deltawire.Client(system.relay_url) as client:
+        job = client.submit(HAIKU)
+        job.wait(timeout_s=30)
+        assert client.retrieve(job.id) == job.retrieve()
+        assert job.id in [one["id"] for one in client.list(limit=100, status="completed")["data"]]
+        assert job.cancel().status == client.cancel(job.id).status == "completed"
+        client.delete(job.id)
+        with pytest.raises(deltawire.NotFoundError):
+            client.delete(job.id)
+    async with deltawire.AsyncClient(system.relay_url) as aclient:
+        ajob = await aclient.submit(HAIKU)
+        await ajob.wait(timeout_s=30)
+        assert await aclient.retrieve(ajob.id) == await ajob.retrieve()
+        assert ajob.id in [one["id"] for one in (await aclient.list(limit=100))["data"]]
+        assert (await ajob.cancel()).status == (await aclient.cancel(ajob.id)).status == "completed"
+        await aclient.delete(ajob.id)
+        with pytest.raises(deltawire.NotFoundError):
+            await aclient.retrieve(ajob.id)
+
+
 class City(BaseModel):
     """As a caller declares what the answer is to be."""
 
