@@ -1,7 +1,7 @@
 // The relay, asked by fetch. The key goes in a header; it is in no address, and in sessionStorage only.
 
 const KEY = "deltawire.key";
-const SILENT_MS = 40_000; // a comment comes every 15 s: without one the connection is dead
+const SILENT_MS = 40_000; // a comment comes every 15 s: without one, or an answer, the connection is dead
 const FINAL = new Set([400, 401, 403, 404]);
 export const TERMINAL = new Set(["completed", "incomplete", "failed", "cancelled"]);
 
@@ -27,13 +27,13 @@ export async function ask(path, { body, signal } = {}) {
   if (body) headers["Content-Type"] = "application/json";
   // A header takes no other characters; a key has none.
   if (readKey()) headers.Authorization = `Bearer ${readKey().replace(/[^\x21-\x7e]/g, "")}`;
-  let response;
-  try {
-    const how = { method: body ? "POST" : "GET", body: body && JSON.stringify(body), headers, signal };
-    response = await fetch(path, { ...how, cache: "no-store", credentials: "omit", redirect: "error" });
-  } catch (error) {
-    throw signal?.aborted ? error : new Away();
-  }
+  const opening = new AbortController(); // until the answer begins: a stream may last
+  const timer = setTimeout(() => opening.abort(), SILENT_MS);
+  const either = AbortSignal.any(signal ? [signal, opening.signal] : [opening.signal]);
+  const how = { method: body ? "POST" : "GET", body: body && JSON.stringify(body), headers, signal: either };
+  const response = await fetch(path, { ...how, cache: "no-store", credentials: "omit", redirect: "error" })
+    .catch((error) => Promise.reject(signal?.aborted ? error : new Away()))
+    .finally(() => clearTimeout(timer));
   if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
   throw new Refused(response.status, told.error ?? {});
@@ -54,18 +54,13 @@ export function words(error, scope) {
   return `${error.status === 429 ? "Too many: " : ""}${error.message} (${error.code}).${later}`;
 }
 
-/** At once when the network is back. */
+/** Shorter where the network comes back, or `signal` is aborted. */
 const sleep = (ms, signal) =>
   new Promise((resolve) => {
-    const over = () => {
-      clearTimeout(timer);
-      globalThis.removeEventListener("online", over);
-      signal.removeEventListener("abort", over);
-      resolve();
-    };
-    const timer = setTimeout(over, ms);
-    globalThis.addEventListener("online", over);
-    signal.addEventListener("abort", over);
+    const over = AbortSignal.any([signal, AbortSignal.timeout(ms)]);
+    over.addEventListener("abort", resolve);
+    globalThis.addEventListener("online", resolve, { signal: over });
+    if (over.aborted) resolve();
   });
 
 /**
@@ -77,15 +72,14 @@ export async function* frames(id, { signal, isNew, onLost, onOpen }) {
   let position = 0;
   for (let failures = 0; !signal.aborted; failures += 1) {
     const connection = new AbortController();
-    const end = () => connection.abort();
-    signal.addEventListener("abort", end);
     let waitMs = Math.min(500 * 2 ** failures, 10_000) * (0.5 + Math.random() / 2);
     try {
       const query = position || isNew ? `starting_after=${position}` : "mode=snapshot";
-      const response = await ask(`v1/jobs/${encodeURIComponent(id)}/events?${query}`, { signal: connection.signal });
+      const either = AbortSignal.any([signal, connection.signal]);
+      const response = await ask(`v1/jobs/${encodeURIComponent(id)}/events?${query}`, { signal: either });
       if (response.status === 204) return;
       onOpen();
-      for await (const raw of blocks(response.body, end)) {
+      for await (const raw of blocks(response.body, () => connection.abort())) {
         failures = 0;
         const lines = raw.split("\n");
         const field = (name) => lines.filter((line) => line.startsWith(name)).map((line) => line.slice(name.length));
@@ -106,7 +100,6 @@ export async function* frames(id, { signal, isNew, onLost, onOpen }) {
       if (error instanceof Refused && error.retryAfterS) waitMs = error.retryAfterS * 1000;
       onLost(error instanceof Refused ? error : new Away());
     } finally {
-      signal.removeEventListener("abort", end);
       connection.abort();
     }
     await sleep(waitMs, signal);
