@@ -138,9 +138,13 @@ def _pattern(line: str) -> str:
 
 
 def commands(code: str, *, console: bool) -> list[tuple[str, str]]:
-    """A console's commands, each with the output that is shown; of a plain script one, with none."""
+    """A console's commands, each with the output that is shown; a script is one, with none.
+
+    But where a script speaks of JOB_ID it is as many as it has lines: one may print what the next one means.
+    """
     if not console:
-        return [(code, "")]
+        lines = re.findall(r"(?:.*\\\n)*.+\n", code) if "JOB_ID" in code else [code]
+        return [(line, "") for line in lines]
     found: list[tuple[str, str]] = []
     for line in code.splitlines(keepends=True):
         if line.startswith("$ "):

@@ -72,6 +72,12 @@ def test_what_is_not(shown: str, output: str) -> None:
     assert missing(shown, output) == shown.splitlines()[-1]
 
 
+def test_a_script() -> None:
+    """As a whole; by lines where one may print the id that the next one means."""
+    assert commands("if a\nfi\n", console=False) == [("if a\nfi\n", "")]
+    assert commands("a \\\n  b\n\nc JOB_ID\n", console=False) == [("a \\\n  b\n", ""), ("c JOB_ID\n", "")]
+
+
 def test_a_console() -> None:
     """Commands, over several lines too, each with its output."""
     text = "$ a \\\n> b\nout\n\n$ c\n"
