@@ -179,7 +179,7 @@ def _place(path: str) -> str:
     for place, document in MADE.items():
         if ROOT / path == document.SOURCE:
             return place
-    if path.startswith("docs/") and path.endswith((".md", ".svg", ".png")):
+    if path.startswith("docs/") and path.endswith((".md", ".svg", ".png", ".webp")):
         return path.removeprefix("docs/")
     if path.startswith("docs/") and (ROOT / path / "README.md").is_file():
         return f"{path.removeprefix('docs/')}/README.md"

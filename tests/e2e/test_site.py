@@ -70,6 +70,12 @@ def test_pages_keep_comments_to_themselves(built: Path) -> None:
         assert not re.search(r'href="(?!https?:)[^"]*\.md["#]', text), page
 
 
+def test_pictures_are_there(built: Path) -> None:
+    for page in built.glob("**/*.html"):
+        for source in re.findall(r'<img [^>]*src="([^"]*)"', page.read_text()):
+            assert source.startswith("data:") or (page.parent / source).is_file(), (page, source)
+
+
 def test_the_reference_has_every_public_name() -> None:
     text = (ROOT / "docs" / "reference" / "python.md").read_text()
     named = set(re.findall(r"^::: deltawire\.(\w+)$", text, re.MULTILINE))
