@@ -51,7 +51,7 @@ def _section(name: str, command: Command) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option"]
     usage = " ".join([name, *(["[OPTIONS]"] if options else []), *map(_placeholder, arguments)])
-    text = f"\n### `{name}`\n\n{about}\n\n    {usage}\n"
+    text = f"\n### `{name}`\n\n{about}\n\n```text\n{usage}\n```\n"
     rows = [_row(_placeholder(each), each) for each in arguments]
     rows += [_row(", ".join((*each.opts, *each.secondary_opts)), each) for each in options]
     return text + ("\n| | | default |\n|---|---|---|\n" + "".join(rows) if rows else "")
