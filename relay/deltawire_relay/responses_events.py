@@ -85,9 +85,11 @@ class Translator:
         if is_delta(line):
             self._add_chunk(msgspec.json.decode(chunk_of(line)))
         elif is_snapshot(line):
-            completion = Fold.from_state(decode_snapshot(line)).completion() or {"choices": []}
+            self._fold = Fold.from_state(decode_snapshot(line))
+            completion = self._fold.completion() or {"choices": []}
             for choice in completion["choices"][:1]:
-                self._add_chunk({"choices": [{**choice, "delta": choice["message"]}]})
+                self._add_chunk({"choices": [{**choice, "delta": {**choice["message"], "tool_calls": None}}]})
+            self._add_calls()
         else:
             event = decode(line)
             if isinstance(event, Queued):
@@ -141,20 +143,22 @@ class Translator:
         known = {item.key: item for item in self._items if isinstance(item, _Call)}
         for key, call in enumerate(self._fold.tool_calls()):
             function = call.get("function")
-            if not isinstance(function, dict) or not function.get("name"):
+            if not isinstance(function, dict):
+                continue
+            name, arguments = function.get("name"), function.get("arguments")
+            if not name or not isinstance(name, str):
                 continue  # it is nobody's yet
             item = known.get(key)
             if item is None:
                 mark = f"{self._job_id}_{key}"
                 call_id = str(call.get("id") or f"call_{mark}")
                 item = _Call(f"fc_{mark}", len(self._items), key, call_id)
-                item.name = function["name"]
+                item.name = name
                 self._add_item(item)
-            item.name, before = function["name"], len(item.arguments)
-            item.arguments = function.get("arguments") or ""
-            if len(item.arguments) > before:
-                new = item.arguments[before:]
-                self._emit("function_call_arguments.delta", **item.place(), delta=new)
+            item.name, before = name, len(item.arguments)
+            if isinstance(arguments, str) and len(arguments) > before:
+                item.arguments = arguments
+                self._emit("function_call_arguments.delta", **item.place(), delta=arguments[before:])
 
     def _add_item(self, item: "_Message | _Call") -> None:
         self._items.append(item)

@@ -246,6 +246,19 @@ def test_odd_chunks_are_skipped() -> None:
     Sdk().read(events)
 
 
+@pytest.mark.parametrize("odd", [5, 1.5, True, ["a"], {"name": 1}, None])
+def test_a_call_has_texts_only(odd: Any) -> None:
+    """What a gateway sends in their place is left out; it would end the streams of all readers of the relay."""
+    call_without = {"index": 0, "id": "call_a", "function": {"name": odd, "arguments": "{}"}}
+    call_with = {"index": 1, "id": "call_b", "function": {"name": "f", "arguments": odd}}
+    goes_on = {"index": 1, "function": {"arguments": "x"}}
+    chunks = [chunk(tool_calls=[call_without, call_with]), chunk(tool_calls=[goes_on]), chunk("stop")]
+    events, response = told(log_of(chunks))
+    assert [item["name"] for item in response["output"]] == ["f"]
+    assert isinstance(response["output"][0]["arguments"], str)
+    assert Sdk().read(events).output[0]["arguments"] == response["output"][0]["arguments"]
+
+
 def test_what_says_nothing_is_nothing() -> None:
     """Asking again is no event of the API, nor is a second beginning, nor an answer without a word."""
     lines = log_of([chunk("stop")])
@@ -280,6 +293,21 @@ def test_a_snapshot_still_tells_the_response() -> None:
         fold.add(each)
     snapshot = encode_snapshot("job", 7, attempt=1, created_at=1.0, fold=fold.state())
     assert told([snapshot, *lines[7:]])[1] == told(lines)[1]
+
+
+def test_a_snapshot_in_the_midst_of_calls() -> None:
+    """They go on behind it by their indexes, which a completion has no more."""
+    chunks = [
+        *[call(index, '{"a":', id=f"call_{index}", name="f") for index in range(2)],
+        *[call(index, "1}") for index in range(2)],
+        chunk("tool_calls"),
+    ]
+    lines = log_of(chunks)
+    fold = Fold()
+    for each in chunks[:2]:
+        fold.add(each)
+    snapshot = encode_snapshot("job", 5, attempt=1, created_at=1.0, fold=fold.state())
+    assert told([snapshot, *lines[5:]])[1] == told(lines)[1]
 
 
 def test_it_repeats_what_it_was_asked_for() -> None:
