@@ -76,7 +76,8 @@ async def listening(
 
     def take(push: list[Any]) -> None:
         if push[0] == b"message":
-            with suppress(msgspec.DecodeError):  # another version's
+            # Another version's, or of whoever may publish: raised here it would end the connection.
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 hear(decoder.decode(push[2]))
 
     async def subscribe(connection: RedisConnection) -> None:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import msgspec
 import pytest
 import redis.asyncio
 
 from deltawire.api_keys import parse_api_keys
+from deltawire.keys import Keys
+from deltawire.vitals import Vitals, listening
 from deltawire_relay import processes
 from tests.support.producer import WAIT_S, Producer
 from tests.support.readers import http_client, websocket
@@ -138,6 +141,21 @@ async def test_processes_are_heard_while_somebody_asks(
             while await listeners():  # noqa: ASYNC110 - Redis has no event of ours
                 await asyncio.sleep(0.05)
         assert (await client.get("/v1/processes")).json()["data"]
+
+
+async def test_what_is_no_vitals_is_skipped(redis_url: str) -> None:
+    """Whoever says it: what comes after it is heard, on the same connection."""
+    odd = [b"", b"[]", b'{"name": "\xff"}', b'{"x": ' + b"[" * 100_000, b'{"kind": "relay"}']
+    named = Vitals(kind="relay", name="n", host="h", pid=1, version="1", started_at=1, at=2, counts={})
+    heard: asyncio.Queue[Vitals] = asyncio.Queue()
+    async with (
+        listening(redis_url, Keys("odd"), heard.put_nowait),
+        redis.asyncio.Redis.from_url(redis_url) as server,
+        asyncio.timeout(WAIT_S),
+    ):
+        for payload in [*odd, msgspec.json.encode(named)]:
+            await server.publish("odd:vitals", payload)
+        assert await heard.get() == named
 
 
 async def test_without_redis_it_says_so(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

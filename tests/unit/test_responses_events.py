@@ -248,7 +248,7 @@ def test_odd_chunks_are_skipped() -> None:
 
 @pytest.mark.parametrize("odd", [5, 1.5, True, ["a"], {"name": 1}, None])
 def test_a_call_has_texts_only(odd: Any) -> None:
-    """What a gateway sends in their place is left out; it would end the streams of all readers of the relay."""
+    """What a gateway sends in their place is left out; raised, it would hold up all readers of the relay."""
     call_without = {"index": 0, "id": "call_a", "function": {"name": odd, "arguments": "{}"}}
     call_with = {"index": 1, "id": "call_b", "function": {"name": "f", "arguments": odd}}
     goes_on = {"index": 1, "function": {"arguments": "x"}}
