@@ -56,8 +56,10 @@ class Processes:
                 await self._has_heard.wait()
         except TimeoutError:
             raise RedisUnavailableError("cannot listen to what processes say") from None
+        # A process that comes again and again has another name each time; nobody reads that for ever.
         since = self._loop.time() - FORGET_AFTER_S
-        heard = [vitals for heard_at, vitals in self._heard.values() if heard_at > since]
+        self._heard = {name: each for name, each in self._heard.items() if each[0] > since}
+        heard = (vitals for _, vitals in self._heard.values())
         return sorted(heard, key=lambda vitals: (vitals.kind, vitals.host, vitals.pid))
 
     async def keep(self) -> None:
@@ -78,7 +80,4 @@ class Processes:
                 self._is_wanted.clear()
 
     def _hear(self, vitals: Vitals) -> None:
-        # A process that comes again and again has another name each time; nobody reads that for ever.
-        now = self._loop.time()
-        self._heard = {name: each for name, each in self._heard.items() if now - each[0] < FORGET_AFTER_S}
-        self._heard[vitals.name] = now, vitals
+        self._heard[vitals.name] = self._loop.time(), vitals
