@@ -229,6 +229,67 @@ async def test_tool_calls_and_several_choices_are_told_apart(page: Page) -> None
     assert shown == ["ReasoningHm.", "It rains.", 'Choice 2 · Tool call 1weather {"a":1}']
 
 
+async def test_odd_chunks_end_nothing(page: Page) -> None:
+    """A gateway may send anything; the rest is shown, and a text in parts is one."""
+    parts = [{"type": "text", "text": "in parts "}, {"type": "thinking"}, None, {"type": "text", "text": 5}]
+    odd: list[Any] = [{"choices": {"a": 1}}, {"choices": [None]}, {"choices": [{"index": 0, "delta": 5}]}]
+    deltas = [
+        *({"content": "before "}, {"tool_calls": {"a": 1}}, {"tool_calls": [None, 1]}),
+        *({"content": parts}, {"content": "after"}),
+    ]
+    said = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    job_id = await ask(page, chunks=[*odd, *said, end])
+    for _ in "live", "as a snapshot":
+        await status_is(page, "completed")
+        await expect(page.locator("#text")).to_have_text("before in parts after")
+        await expect(page.locator("#notice")).to_be_hidden()
+        await page.goto(page.url)
+        await expect(page.locator("#job-id")).to_have_text(job_id)
+
+
+async def test_a_long_answer_is_laid_out_by_stretches(page: Page) -> None:
+    """All of it with each word would take a second a time; who copies it gets it as it is."""
+    text = "\n\n".join(f"{number} " + "word " * 50 for number in range(400)) + "\n"
+    job_id = await ask(page, text=text, rate=5_000)
+    for _ in "live", "as a snapshot":
+        await status_is(page, "completed")
+        assert await text_of(page) == text
+        longest = """Math.max(...[...document.querySelectorAll("#text .said, #text .said div")]
+            .flatMap((box) => [...box.childNodes]).filter((node) => node.data).map((node) => node.length))"""
+        assert await page.evaluate(longest) < 3_000
+        copied = (
+            "getSelection().selectAllChildren(document.querySelector('#text .said')), String(getSelection())"
+        )
+        assert (await page.evaluate(copied)).rstrip() == text.rstrip()
+        await page.goto(page.url)
+        await expect(page.locator("#job-id")).to_have_text(job_id)
+    await page.click("#show-wire")
+    await expect(page.locator("#wire")).to_contain_text("more characters")
+
+
+async def test_long_prompts_fit(page: Page) -> None:
+    """What the tab remembers of them is bounded: a job that was made must not look refused."""
+    set_prompt = "(prompt) => (document.getElementById('prompt').value = prompt)"
+    for number in range(4):
+        await page.evaluate(set_prompt, f"{number} " + "x" * 2_000_000)
+        before = await page.text_content("#job-id")
+        await page.click("#ask [type=submit]")
+        await expect(page.locator("#job-id")).not_to_have_text(before or "")
+        await expect(page.locator("#asked")).to_contain_text(f"{number} x")
+
+
+async def test_a_link_within_the_page_leaves_the_job_alone(page: Page) -> None:
+    job_id = await ask(page, **SLOW)
+    await has_text(page)
+    await page.evaluate("document.querySelector('#text .said').id = 'same'")
+    await page.evaluate("location.hash = '#prompt'")
+    await page.go_back()
+    await expect(page.locator("#job-id")).to_have_text(job_id)
+    assert await page.locator("#same").count() == 1
+    await page.click("#stop")
+
+
 async def test_further_options_reach_the_job(page: Page, system: System) -> None:
     await page.locator("#options summary").click()
     await page.fill("#system", "Be brief.")

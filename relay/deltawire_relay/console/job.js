@@ -3,6 +3,8 @@ import { Away, TERMINAL, askJson, frames, words } from "./api.js";
 import { rate, seconds, speed } from "./format.js";
 
 const KEPT_FRAMES = 1000;
+const KEPT_CHARACTERS = 20_000; // of a frame; a snapshot has all that was said
+const STRETCH = 2000;
 const $ = (id) => document.getElementById(id);
 
 const INCOMPLETE = {
@@ -17,13 +19,19 @@ const STATUS = { in_progress: "running", unknown: "no record yet" };
 
 export const statusWord = (status) => STATUS[status] ?? status;
 
+/** The objects in what should be an array of them: a gateway may send anything. */
+const objects = (value) => (Array.isArray(value) ? value.filter((each) => each && typeof each === "object") : []);
+
+/** The text of a content, also where that comes in parts. */
+const textOf = (content) => (Array.isArray(content) ? objects(content).map(({ text }) => (typeof text === "string" ? text : "")).join("") : content);
+
 /** The pieces of text in a choice of a chunk or of a completion: [what it is, text]. */
 function* pieces({ delta, message }) {
   const said = delta ?? message ?? {};
   yield ["Reasoning", said.reasoning_content ?? said.reasoning];
-  yield ["", said.content];
+  yield ["", textOf(said.content)];
   yield ["Refusal", said.refusal];
-  for (const [place, call] of (said.tool_calls ?? []).entries()) {
+  for (const [place, call] of objects(said.tool_calls).entries()) {
     const what = `Tool call ${(call.index ?? place) + 1}`;
     if (call.function?.name) yield [what, `${call.function.name} `];
     yield [what, call.function?.arguments];
@@ -203,7 +211,7 @@ export class JobView {
 
   /** A chunk, or the completion of a snapshot. */
   #add(object) {
-    for (const [place, choice] of (object?.choices ?? []).entries()) {
+    for (const [place, choice] of objects(object?.choices).entries()) {
       const index = choice.index ?? place;
       for (const [what, text] of pieces(choice)) {
         if (typeof text !== "string" || !text) continue;
@@ -229,6 +237,7 @@ export class JobView {
 
   #keep(raw, type, number) {
     const now = performance.now();
+    if (raw.length > KEPT_CHARACTERS) raw = `${raw.slice(0, KEPT_CHARACTERS)} … and ${raw.length - KEPT_CHARACTERS} more characters`;
     this.frames.push({ raw, type, number, afterMs: this.heardAt ? now - this.heardAt : 0 });
     this.heardAt = now;
     this.unshown = Math.min(this.unshown + 1, KEPT_FRAMES);
@@ -249,7 +258,12 @@ export class JobView {
 
   #showText() {
     for (const part of this.parts.values()) {
-      if (part.pending) part.node.appendData(part.pending);
+      for (let rest = part.pending; rest; ) {
+        const end = rest.indexOf("\n", Math.max(0, STRETCH - part.node.length)) + 1 || rest.length;
+        part.node.appendData(rest.slice(0, end));
+        rest = rest.slice(end);
+        if (part.node.length >= STRETCH && part.node.data.endsWith("\n")) close(part);
+      }
       part.pending = "";
     }
   }
@@ -272,6 +286,16 @@ export class JobView {
     $("fact-time").textContent = seconds(end ? end.timings.total_s : last && createdAt && last - createdAt);
     $("fact-number").textContent = this.number || "–";
   }
+}
+
+/** Lines that are whole get a box of their own: all lines in a box are laid out anew with each word that comes. */
+function close(part) {
+  const open = document.createTextNode("");
+  part.node.after(open);
+  const lines = document.createElement("div");
+  part.node.before(lines);
+  lines.append(part.node);
+  part.node = open;
 }
 
 /** Keeps the end in sight, unless somebody has scrolled up. */

@@ -10,6 +10,7 @@ const JOBS = 30;
 const LOOKS = 60;
 const PROMPTS = "deltawire.prompts";
 const PROMPTS_KEPT = 20;
+const PROMPT_CHARACTERS = 10_000; // a browser keeps five million for all of a site
 
 const say = (text) => ($("say").textContent = text);
 const rowsOf = (id) => $(id).querySelector("tbody");
@@ -63,7 +64,7 @@ function openJob(id, isNew = false) {
   job.open(id, { isNew, prompt: prompts().find(([of]) => of === id)?.[1] });
 }
 
-const idOfPage = () => new URLSearchParams(location.search).get("job");
+const idOfPage = () => new URLSearchParams(location.search).get("job") || null;
 
 function go(id, isNew = false) {
   history.pushState(null, "", `?job=${encodeURIComponent(id)}`);
@@ -71,7 +72,8 @@ function go(id, isNew = false) {
   $("job").scrollIntoView({ block: "nearest" });
 }
 
-globalThis.addEventListener("popstate", () => openJob(idOfPage()));
+// A link within the page is history, too.
+globalThis.addEventListener("popstate", () => idOfPage() === job.id || openJob(idOfPage()));
 $("stop").onclick = () => job.stop();
 $("show-text").onclick = () => job.show(false);
 $("show-wire").onclick = () => job.show(true);
@@ -108,7 +110,7 @@ $("ask").addEventListener("submit", async (event) => {
   button.disabled = true;
   try {
     const { id } = await askJson("v1/jobs", { body: body() });
-    sessionStorage.setItem(PROMPTS, JSON.stringify([[id, $("prompt").value], ...prompts()].slice(0, PROMPTS_KEPT)));
+    sessionStorage.setItem(PROMPTS, JSON.stringify([[id, $("prompt").value.slice(0, PROMPT_CHARACTERS)], ...prompts()].slice(0, PROMPTS_KEPT)));
     go(id, true);
   } catch (error) {
     const isJson = error instanceof SyntaxError;
