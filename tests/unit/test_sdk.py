@@ -1,12 +1,13 @@
 """What the SDK decides without any connection."""
 
 import json
-from typing import Any
+import os
+from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 import pytest
 from pydantic import BaseModel
-from websockets.exceptions import ConnectionClosedError
+from websockets.exceptions import ConnectionClosedError, InvalidURI
 from websockets.frames import Close
 
 import deltawire
@@ -18,7 +19,7 @@ from deltawire.client.result import Result, result_of_event
 from deltawire.errors import WireError
 from deltawire.events import Timings
 from deltawire.fold import Fold
-from deltawire.messages import ErrorMessage, Goodbye, Heartbeat, Snapshot
+from deltawire.messages import ErrorMessage, Goodbye, Heartbeat, Snapshot, Subscribed
 from tests.support.sample_events import completed, delta, line, restarted, text_chunk
 
 BREAK = ConnectionClosedError(None, None)
@@ -56,6 +57,53 @@ def test_a_snapshot_is_asked_for_until_it_has_come() -> None:
     assert "mode=snapshot" in reader.path("events")
     reader.take(msgspec.json.encode(Snapshot(job_id="job", sequence_number=7, completion=None)))
     assert reader.path("events") == "/v1/jobs/job/events?starting_after=7"
+
+
+def test_what_is_left_of_a_lost_log_is_its_end() -> None:
+    """Where there is nothing to make a snapshot of, the terminal event comes at once (PROTOCOL §6.3)."""
+    reader = Following("job", starting_after=3)
+    end = line(completed(9))
+    reader.take(msgspec.json.encode(subscribed(recovered=False)))
+    assert reader.take(end) is not None
+    assert (reader.position, reader.is_over) == (9, True)
+
+
+def test_what_leads_elsewhere_is_no_relay() -> None:
+    """A redirect, also one that the WebSocket's library would follow, is no passing failure."""
+    with pytest.raises(deltawire.ServerError, match="elsewhere"):
+        Following("job").lost(InvalidURI("http://there/", "scheme isn't ws or wss"), 0.0)
+    with pytest.raises(deltawire.ServerError, match="302"):
+        Following("job").lost(refused(302, {}, b"", "the relay"), 0.0)
+
+
+def test_a_message_that_is_too_large_is_not_asked_for_again() -> None:
+    """It would not become smaller."""
+    with pytest.raises(deltawire.ServerError, match="bytes"):
+        Following("job").lost(ConnectionClosedError(None, Close(1009, "")), 0.0)
+
+
+@pytest.mark.parametrize("credential", ["dw_key\n", "a\r\nX-Evil: b", "ключ"])
+def test_what_no_header_can_hold_is_not_shown(credential: str) -> None:
+    """Libraries would have the secret in their message."""
+    with deltawire.Client(api_key=credential) as client:
+        with pytest.raises(deltawire.AuthenticationError) as caught:
+            client.retrieve("job")
+        for transport in get_args(calls.Transport):
+            client._transport = transport
+            with pytest.raises(deltawire.AuthenticationError):
+                list(client.events("job"))
+    assert credential.strip() not in str(caught.value)
+
+
+def subscribed(*, recovered: bool) -> Subscribed:
+    return Subscribed(
+        job_id="job",
+        status="failed",
+        attempt=1,
+        earliest_sequence_number=1,
+        latest_sequence_number=9,
+        recovered=recovered,
+    )
 
 
 def test_it_waits_as_it_is_told() -> None:
@@ -136,6 +184,42 @@ def test_an_address_is_a_url() -> None:
         deltawire.Client(transport="websockets")  # type: ignore[arg-type] # what is tested
 
 
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://", "http://h:99999", "http://h:port", "http://h/?x=1", "http://h/#x"]
+)
+def test_what_is_no_address_is_told_at_once(url: str) -> None:
+    """And not as somebody else's error, in the middle of a stream."""
+    with pytest.raises(ValueError, match="relay"):
+        deltawire.Client(url)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_no_proxy_stands_before_this_machine(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a proxy of the environment's it is another one."""
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for url in ("http://127.0.0.1:8080", "http://localhost:8080", "http://[::1]:8080/prefix"):
+        assert not calls.http_options(url, 1.0)["trust_env"]
+        assert calls.websocket_options(url, {}, 1.0)["proxy"] is None
+        with deltawire.Client(url) as client:
+            assert not client._http._mounts
+    assert calls.http_options("http://relay.example.com", 1.0)["trust_env"]
+    assert calls.websocket_options("http://relay.example.com", {}, 1.0)["proxy"] is True
+
+
+def test_a_forked_process_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read the answers that are its parent's."""
+    with deltawire.Client() as client:
+        parents = client._http
+        assert client._http is parents
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            assert client._http is not parents
+            client.close()
+        assert client._http is parents
+        assert not parents.is_closed
+
+
 def test_an_answer_that_is_no_relays_is_told_by_its_status() -> None:
     """A proxy's page, say."""
     assert type(refused(404, {}, b"<html>", "there")) is deltawire.NotFoundError
@@ -164,6 +248,9 @@ def test_text_is_told_once_whatever_brings_it() -> None:
     assert reader.add(completed(7)) == ""
     assert reader.add(restarted(8)) == ""
     assert reader.add(snapshot("uno")) == "uno"
+    # One that was missed began anew, too.
+    assert reader.add(snapshot("eins, zwei", number=90)) == "eins, zwei"
+    assert reader.add(delta(91, ", drei")) == ", drei"
 
 
 def test_text_in_parts_is_text() -> None:
@@ -207,9 +294,16 @@ def test_a_fold_goes_on_from_a_snapshot() -> None:
         assert resumed.completion() == whole.completion()
 
 
+T = TypeVar("T")
+
+
 class Item(BaseModel):
     sku: str
     note: str | None = None
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
 
 
 class Order(BaseModel):
@@ -235,6 +329,12 @@ def test_a_models_schema_is_strict() -> None:
     assert "default" not in json.dumps(schema)
     assert "response_format" not in request
     assert calls.with_model(request, None) == request
+
+
+def test_a_schema_has_a_name_that_upstreams_take() -> None:
+    """A generic's has brackets, and may be long."""
+    made = calls.with_model({}, Page[Item])["response_format"]["json_schema"]
+    assert made["name"] == "Page_Item_"
 
 
 def test_nothing_stands_beside_a_reference() -> None:

@@ -126,7 +126,7 @@ class AsyncClient:
         headers = call.headers_with(await self._credential(credential))
         try:
             response = await self._http.request(call.method, call.path, content=call.content, headers=headers)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
         return read_answer(response)
 

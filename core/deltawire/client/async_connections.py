@@ -28,7 +28,7 @@ class WebSocket:
         cls, base_url: str, following: Following, headers: dict[str, str], timeout_s: float
     ) -> Self:
         url = websocket_url(base_url, following)
-        return cls(await connect(url, **websocket_options(headers, timeout_s)))
+        return cls(await connect(url, **websocket_options(base_url, headers, timeout_s)))
 
     async def receive(self) -> bytes:
         self._waits_since = self._loop.time()

@@ -1,17 +1,19 @@
 """What the clients ask for: addresses, credentials, bodies. No I/O."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import msgspec
 
 from deltawire.environment import Environment
+from deltawire.loopback import is_loopback
 from deltawire.messages import CancelResult
 
-from .errors import ServerError
+from .errors import AuthenticationError, ServerError
 from .following import MAX_MESSAGE_BYTES, Following, job_path
 from .result import PydanticModel
 
@@ -19,6 +21,7 @@ SUBPROTOCOL: Final = "deltawire.v1"
 CLOSE_TIMEOUT_S: Final = 1.0  # for the relay to answer a close frame; nothing depends on it
 ADDRESS: Final = "http://127.0.0.1"
 JWT_DOTS: Final = 2
+_NO_NAME: Final = re.compile("[^A-Za-z0-9_-]")
 EVENT_STREAM_HEADERS: Final = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
 
 Transport = Literal["websocket", "sse"]
@@ -46,7 +49,14 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def bearer(credential: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {credential}"} if credential else {}
+    """Raises AuthenticationError for what no header can hold; what libraries say of that would show it."""
+    if not credential:
+        return {}
+    if not (credential.isascii() and credential.isprintable()):
+        raise AuthenticationError(
+            "the credential has characters that none has, such as a line end", status=401
+        )
+    return {"Authorization": f"Bearer {credential}"}
 
 
 def is_token(credential: object) -> bool:
@@ -60,6 +70,13 @@ def address(base_url: str | None) -> str:
     url = (base_url or os.environ.get("DELTAWIRE_PUBLIC_URL") or here).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"a relay's address begins with http:// or https://, unlike {url!r}")
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"this is no address of a relay: {url!r}")
     return url
 
 
@@ -80,15 +97,17 @@ def http_options(base_url: str, timeout_s: float) -> dict[str, Any]:
 
     Reading the machine's certificates takes 20 ms; without TLS nobody needs them (no redirect is followed).
     """
+    is_tls = base_url.startswith("https:")
     return {
         "base_url": base_url,
         "timeout": timeout_s,
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        "verify": base_url.startswith("https:"),
+        "verify": httpx.create_ssl_context() if is_tls else False,
+        "trust_env": not _is_here(base_url),
     }
 
 
-def websocket_options(headers: dict[str, str], timeout_s: float) -> dict[str, Any]:
+def websocket_options(base_url: str, headers: dict[str, str], timeout_s: float) -> dict[str, Any]:
     """For websockets. It sends no pings: the relay's heartbeats tell that it is alive."""
     return {
         "subprotocols": [SUBPROTOCOL],
@@ -98,7 +117,13 @@ def websocket_options(headers: dict[str, str], timeout_s: float) -> dict[str, An
         "open_timeout": timeout_s,
         "close_timeout": CLOSE_TIMEOUT_S,
         "ping_interval": None,
+        "proxy": None if _is_here(base_url) else True,
     }
+
+
+def _is_here(base_url: str) -> bool:
+    """Whether it is on this machine, which a proxy of the environment's is not: to that it is another one."""
+    return is_loopback(urlsplit(base_url).hostname or "")
 
 
 def websocket_url(base_url: str, following: Following) -> str:
@@ -110,7 +135,8 @@ def with_model(request: Request, response_format: type[PydanticModel] | None) ->
     if response_format is None:
         return dict(request)
     schema = response_format.model_json_schema()
-    declared = {"name": response_format.__name__, "schema": strict(schema, schema), "strict": True}
+    name = _NO_NAME.sub("_", response_format.__name__)[:64]  # a generic's has brackets
+    declared = {"name": name, "schema": strict(schema, schema), "strict": True}
     return {**request, "response_format": {"type": "json_schema", "json_schema": declared}}
 
 

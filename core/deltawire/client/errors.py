@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import msgspec
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from deltawire.errors import ERRORS, DeltawireError, Error
 
@@ -115,9 +115,10 @@ class WaitTimeoutError(DeltawireError, TimeoutError):
 LOST: Final = (
     ConnectionClosed,
     InvalidHandshake,
+    InvalidURI,  # of a redirect
     OSError,  # TimeoutError is one
     EOFError,
-    httpx.TransportError,
+    httpx.RequestError,
     JobUnavailableError,
 )
 """What ends a connection, or the making of one."""

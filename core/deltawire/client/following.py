@@ -8,14 +8,14 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 import msgspec
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI
 
 from deltawire.close_codes import CloseCode, may_come_back
 from deltawire.codec import type_of
 from deltawire.cursor import Cursor
 from deltawire.errors import Error
 from deltawire.events import Delta, Event, TerminalEvent
-from deltawire.messages import ErrorMessage, Goodbye, ServerMessage, Snapshot
+from deltawire.messages import ErrorMessage, Goodbye, ServerMessage, Snapshot, Subscribed
 
 from .errors import (
     AuthenticationError,
@@ -32,10 +32,11 @@ RECONNECT_MAX_S: Final = 5.0
 GIVE_UP_AFTER_S: Final = 60.0
 SILENCE_S: Final = 40.0
 """A connection on which nothing came for so long is dead: the relay says something every 15 s (§6.3, §7)."""
-MAX_MESSAGE_BYTES: Final = 16_777_216  # a snapshot of a long job
+MAX_MESSAGE_BYTES: Final = 268_435_456  # a snapshot of a long job with logprobs
 Message = Event | Snapshot
 """What a caller gets: each event once, or a Snapshot in the place of all events up to its number."""
 
+_TOO_BIG: Final = 1009  # RFC 6455 §7.4.1
 _PASSING: Final = frozenset({408, 425, 429})
 
 _decoder: Final[msgspec.json.Decoder[Event | ServerMessage]] = msgspec.json.Decoder(Event | ServerMessage)
@@ -67,6 +68,7 @@ class Following:
         self._wants_snapshot = snapshot
         self._renews = renews
         self._has_renewed = False
+        self._may_miss_events = False  # before the next one
         self._failures = 0  # since something good came
         self._failing_since = 0.0
         self._wait_s = 0.0  # as the relay has asked before it closed
@@ -106,14 +108,19 @@ class Following:
             self._wait_s = message.retry_after_s
             return None
         self._failures, self._has_renewed = 0, False
+        if isinstance(message, Subscribed):
+            self._may_miss_events = not message.recovered
+            return None
         if isinstance(message, Delta):
             first = message.first_sequence_number
             begins = None if first is msgspec.UNSET else first
             return message if self._cursor.accept(message.sequence_number, begins) else None
         if isinstance(message, Snapshot):
             self._cursor.jump(message.sequence_number)
-            self._wants_snapshot = False
+            self._wants_snapshot = self._may_miss_events = False
             return message
+        if self._may_miss_events and isinstance(message, TerminalEvent):
+            self._cursor.jump(message.sequence_number - 1)  # all that is left of a log that was lost (§6.3)
         if isinstance(message, Event) and self._cursor.accept(message.sequence_number):
             self.is_over = isinstance(message, TerminalEvent)
             return message
@@ -128,7 +135,11 @@ class Following:
         wait_s, self._wait_s = self._wait_s, 0.0
         if isinstance(error, InvalidStatus):
             error = handshake_refused(error, "the relay")
+        if isinstance(error, InvalidURI):  # websockets follows redirects, but not to http
+            raise ServerError(f"the relay's address leads elsewhere: {error}") from error
         code = close_code_of(error) if isinstance(error, ConnectionClosed) else 0
+        if isinstance(error, ConnectionClosed) and error.sent and error.sent.code == _TOO_BIG:
+            raise ServerError(f"a message of more than {MAX_MESSAGE_BYTES} bytes") from error
         if code == CloseCode.TOKEN_EXPIRED or _is(said, "token_expired") or _status_of(error) == 401:
             if self._renews and not self._has_renewed:
                 self._has_renewed = True
@@ -143,7 +154,7 @@ class Following:
             raise closed_for_good(code, said) from error
         if isinstance(error, JobUnavailableError):
             status = error.status or 0
-            if 400 <= status < 500 and status not in _PASSING:
+            if 300 <= status < 500 and status not in _PASSING:
                 raise error
             wait_s = max(wait_s, error.retry_after_s or 0.0)
         return self._patience(error, wait_s, now)

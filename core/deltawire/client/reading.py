@@ -45,20 +45,20 @@ class TextReader:
     """The text of the first choice, piece by piece, each once."""
 
     def __init__(self) -> None:
-        self._length = 0  # of what was read
+        self._read: list[str] = []
 
     def add(self, event: Message) -> str:
         """What `event` adds to the text; "" where it adds nothing."""
         if isinstance(event, Delta):
             text = _added(_decode(event.chunk))
-            self._length += len(text)
+            self._read.append(text)
             return text
         if isinstance(event, Snapshot):  # stands for all that came, and for what is missing
-            text = _whole(event)[self._length :]
-            self._length += len(text)
-            return text
+            read, whole = "".join(self._read), _whole(event)
+            self._read = [whole]
+            return whole.removeprefix(read)  # of another attempt nothing was read
         if isinstance(event, Restarted):
-            self._length = 0
+            self._read = []
         return ""
 
 

@@ -3,10 +3,10 @@
 What is to be done is decided elsewhere (`following`, `calls`, `errors`, `reading`); here is the I/O.
 """
 
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -59,6 +59,7 @@ class Client:
         self._celery = celery
         self._transport = calls.known(transport)
         self._timeout_s = timeout_s
+        self._https: dict[int, httpx.Client] = {}  # by process
 
     def __enter__(self) -> Self:
         return self
@@ -68,12 +69,18 @@ class Client:
 
     def close(self) -> None:
         """Ends what is kept open for commands; streams end with their own `with`, or loop."""
-        if "_http" in self.__dict__:
-            self._http.close()
+        if http := self._https.get(os.getpid()):
+            http.close()
 
-    @cached_property
+    @property
     def _http(self) -> httpx.Client:
-        return httpx.Client(**calls.http_options(self.base_url, self._timeout_s))
+        """A forked process has its own: on its parent's connections it would read the parent's answers."""
+        pid = os.getpid()
+        http = self._https.get(pid)
+        if http is None:  # of several threads' the first one stays
+            made = httpx.Client(**calls.http_options(self.base_url, self._timeout_s))
+            http = self._https.setdefault(pid, made)
+        return http
 
     def submit(
         self,
@@ -140,7 +147,7 @@ class Client:
                 headers=headers,
                 timeout=self._timeout_s if timeout_s is None else timeout_s,
             )
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
         return read_answer(response)
 

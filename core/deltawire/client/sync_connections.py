@@ -44,7 +44,9 @@ class WebSocket:
         self, base_url: str, following: Following, headers: dict[str, str], timeout_s: float
     ) -> None:
         self._stack = ExitStack()
-        opening = connect(websocket_url(base_url, following), **websocket_options(headers, timeout_s))
+        opening = connect(
+            websocket_url(base_url, following), **websocket_options(base_url, headers, timeout_s)
+        )
         # By websockets 17 it connects when it is entered.
         self._connection: ClientConnection = self._stack.enter_context(opening)
 
