@@ -111,8 +111,13 @@ class _Entries(list[Any]):  # of JSON
 class _ToolCalls(_Entries):
     """As above; but gateways number tool calls in ways of their own, or not at all."""
 
-    __slots__ = ()
+    __slots__ = ("changed",)
     mark: ClassVar = "id"
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        super().__init__(items)
+        self.changed = set(range(len(self)))
+        """The places of those that are new, or have grown, since somebody looked."""
 
     def merge(self, items: list[Any]) -> None:
         for item in items:
@@ -127,6 +132,7 @@ class _ToolCalls(_Entries):
                 known = None if place is None else self[place].get("function")
                 if isinstance(known, dict):
                     _merge(known, function)
+                    self.changed.add(place)  # type: ignore[arg-type] # where `known` is
                     continue
             mark = item.get("id")
             has_id = isinstance(mark, str) and mark != ""
@@ -134,6 +140,7 @@ class _ToolCalls(_Entries):
                 place = self.places.get((index, mark) if has_index else mark)
                 if place is not None:
                     _merge(self[place], item)
+                    self.changed.add(place)
                     continue
             if has_index:
                 place = self.places.get(index)
@@ -141,6 +148,7 @@ class _ToolCalls(_Entries):
                 place = len(self) - 1 if self and isinstance(self[-1], dict) else None
             if place is not None and _is_another(self[place], item, has_id, has_index):
                 place = None
+            self.changed.add(len(self) if place is None else place)
             self.merge_at(place, item)
 
 
@@ -249,11 +257,17 @@ class Fold:
             else:
                 _extend(known, key, value)
 
-    def tool_calls(self) -> list[dict[str, Any]]:
-        """Those of the first choice so far, as JSON, in the order in which they came: later ones follow."""
+    def changed_tool_calls(self) -> list[tuple[int, dict[str, Any]]]:
+        """Those of the first choice that are new, or have grown, since the last look, and their places.
+
+        In order; a call keeps its place, later ones follow.
+        """
         calls = self._choices[0]["message"].get("tool_calls") if 0 in self._choices else None
-        known = calls if isinstance(calls, list) else ()
-        return [_plain(call) for call in known if isinstance(call, dict)]
+        if not isinstance(calls, _ToolCalls):
+            return []
+        places = sorted(calls.changed)
+        calls.changed.clear()
+        return [(place, _plain(calls[place])) for place in places if isinstance(calls[place], dict)]
 
     def state(self) -> dict[str, Any]:
         """All of it as JSON values, for `from_state`; to be encoded before anything else is added."""

@@ -74,6 +74,7 @@ class Translator:
         self._events: list[Json] = []
         self._items: list[_Message | _Call] = []
         self._message: _Message | None = None
+        self._calls: dict[int, _Call] = {}  # by their places in the fold
         self._fold = Fold()  # of tool calls, which gateways number in ways of their own
 
     def add(self, line: bytes) -> list[Json]:
@@ -140,19 +141,18 @@ class Translator:
         self._emit(f"{kind}.delta", **message.place(kind), delta=text, **logprobs)
 
     def _add_calls(self) -> None:
-        known = {item.key: item for item in self._items if isinstance(item, _Call)}
-        for key, call in enumerate(self._fold.tool_calls()):
+        for key, call in self._fold.changed_tool_calls():
             function = call.get("function")
             if not isinstance(function, dict):
                 continue
             name, arguments = function.get("name"), function.get("arguments")
             if not name or not isinstance(name, str):
                 continue  # it is nobody's yet
-            item = known.get(key)
+            item = self._calls.get(key)
             if item is None:
                 mark = f"{self._job_id}_{key}"
                 call_id = str(call.get("id") or f"call_{mark}")
-                item = _Call(f"fc_{mark}", len(self._items), key, call_id)
+                item = self._calls[key] = _Call(f"fc_{mark}", len(self._items), call_id)
                 item.name = name
                 self._add_item(item)
             item.name, before = name, len(item.arguments)
@@ -218,12 +218,11 @@ class _Message:
 
 
 class _Call:
-    """A function call; `key` is its place among those of the fold."""
+    """A function call."""
 
-    def __init__(self, item_id: str, index: int, key: int, call_id: str) -> None:
+    def __init__(self, item_id: str, index: int, call_id: str) -> None:
         self.id = item_id
         self.index = index
-        self.key = key
         self.call_id = call_id
         self.name = ""
         self.arguments = ""

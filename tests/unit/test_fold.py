@@ -47,6 +47,30 @@ def message(*deltas: Any) -> Json:  # as above
     return result
 
 
+def test_a_look_at_tool_calls_shows_those_that_changed() -> None:
+    """Each in its place, whole: who looks at every delta must not see thousands of calls each time."""
+
+    def delta(*calls: Json) -> Json:
+        return choice_chunk({"tool_calls": list(calls)})
+
+    def call(index: int, arguments: str = "", **rest: Any) -> Json:
+        return {"index": index, "function": {"arguments": arguments}, **rest}
+
+    grown = Fold()
+    assert grown.changed_tool_calls() == []
+    grown.add(delta(*(call(index, id=f"c{index}") for index in range(3))))
+    assert [place for place, _ in grown.changed_tool_calls()] == [0, 1, 2]
+    assert grown.changed_tool_calls() == []
+    for changed in delta(call(1, "{")), delta(call(1, "}", id="c1")), delta(call(1, " ", type="function")):
+        grown.add(changed)
+        assert [place for place, _ in grown.changed_tool_calls()] == [1]
+    again = Fold.from_state(json.loads(json.dumps(grown.state())))
+    again.add(delta(call(2, "x")))
+    shown = again.changed_tool_calls()
+    assert [place for place, _ in shown] == [0, 1, 2]
+    assert [each["function"]["arguments"] for _, each in shown] == ["", "{} ", "x"]
+
+
 def test_text_is_joined_into_a_completion() -> None:
     """Role once, content in order, the last finish_reason, and the object's name without `.chunk`."""
     chunks = [
