@@ -89,15 +89,18 @@ export class Relay {
   async call(method, path, { jobId, body, headers, signal }) {
     for (let isRenewed = false; ; isRenewed = true) {
       const credential = this.credential(jobId);
-      const token = await credential;
       const tooLong = AbortSignal.timeout(this.timeoutMs);
+      const either = signal ? AbortSignal.any([signal, tooLong]) : tooLong;
+      const token = await unlessAborted(either, credential).catch((cause) => {
+        throw cause === tooLong.reason ? new UnreachableError(`no token came: ${cause}`, { cause }) : cause;
+      });
       let response, text;
       try {
         response = await this.fetch(this.baseUrl + path, {
           method,
           headers: { ...bearer(token), ...(body && { "Content-Type": "application/json" }), ...headers },
           body: body && JSON.stringify(body),
-          signal: signal ? AbortSignal.any([signal, tooLong]) : tooLong,
+          signal: either,
         });
         text = await response.text();
       } catch (cause) {
@@ -121,6 +124,17 @@ export class Relay {
 /** @param {string | undefined} token @returns {Record<string, string>} */
 export function bearer(token) {
   return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+/** @template T @param {AbortSignal | undefined} signal @param {Promise<T>} what @returns {Promise<T>} */
+export function unlessAborted(signal, what) {
+  if (!signal) return what;
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort);
+    what.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
 }
 
 /** JSON's value, or undefined. @param {string} text @returns {any} */

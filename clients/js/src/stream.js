@@ -2,6 +2,7 @@ import { AuthenticationError, UnreachableError, refusal } from "./errors.js";
 import { Fold } from "./fold.js";
 import { Lost, overEventStream, overWebSocket, verdict } from "./connection.js";
 import { isOffline, watchPage } from "./page.js";
+import { unlessAborted } from "./relay.js";
 
 /** @import { Relay } from "./relay.js" */
 /** @import { Json, JobEvent, Status } from "./types.js" */
@@ -69,7 +70,7 @@ export class Stream {
 
   /** The text of the first choice, as it comes. What a `restarted` attempt had said is not taken back. */
   async *text() {
-    let length = 0;
+    let said = "";
     for await (const event of this) {
       let text = "";
       if (event.type === "delta") {
@@ -77,11 +78,13 @@ export class Stream {
           if (index === 0 && typeof delta?.content === "string") text += delta.content;
         }
       } else if (event.type === "snapshot") {
-        text = textOf(event.completion).slice(length);
+        const whole = textOf(event.completion);
+        text = whole.startsWith(said) ? whole.slice(said.length) : whole; // of another attempt nothing was said
+        said = whole.slice(0, whole.length - text.length);
       } else if (event.type === "restarted") {
-        length = 0;
+        said = "";
       }
-      length += text.length;
+      said += text;
       if (text) yield text;
     }
   }
@@ -246,16 +249,5 @@ function sleep(ms, ...signals) {
     };
     const timer = setTimeout(done, ms);
     for (const signal of signals) signal?.addEventListener("abort", done);
-  });
-}
-
-/** @template T @param {AbortSignal | undefined} signal @param {Promise<T>} what @returns {Promise<T>} */
-function unlessAborted(signal, what) {
-  if (!signal) return what;
-  return new Promise((resolve, reject) => {
-    const abort = () => reject(signal.reason);
-    if (signal.aborted) abort();
-    signal.addEventListener("abort", abort);
-    what.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
   });
 }

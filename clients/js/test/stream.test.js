@@ -319,6 +319,31 @@ describe("its end by the caller", () => {
     expect(reading.error.message).toBe("left");
     expect(Socket.all).toHaveLength(0);
   });
+
+  test("nor does a command's, or its time", async () => {
+    const relay = client({ getToken: () => new Promise(() => {}), timeoutS: 0.05 });
+    const leaving = new AbortController();
+    const asking = relay.submit({}, undefined, { signal: leaving.signal });
+    leaving.abort(new Error("left"));
+    await expect(asking).rejects.toThrow("left");
+    await expect(relay.cancel(JOB)).rejects.toBeInstanceOf(deltawire.UnreachableError);
+  });
+});
+
+describe("text", () => {
+  test("of an attempt whose beginning was missed is told whole", async () => {
+    const said = [];
+    const reading = (async () => {
+      for await (const text of client().stream(JOB).text()) said.push(text);
+    })();
+    await tick();
+    const completion = (content) => ({ choices: [{ index: 0, message: { content }, finish_reason: null }] });
+    Socket.last.tell(subscribed(), delta(1, "one "), numbered("snapshot", 5, { completion: completion("one two ") }));
+    Socket.last.tell(numbered("snapshot", 90, { completion: completion("eins, zwei, ") }), delta(91, "drei"));
+    Socket.last.tell(numbered("completed", 92, END));
+    await reading;
+    expect(said).toEqual(["one ", "two ", "eins, zwei, ", "drei"]);
+  });
 });
 
 describe("the credential", () => {
