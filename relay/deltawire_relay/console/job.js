@@ -77,7 +77,7 @@ export class JobView {
     this.#watching.abort();
     this.#watching = new AbortController();
     Object.assign(this, { id, status: null, failed: false, createdAt: null, end: null });
-    Object.assign(this, { first: null, last: null, deltas: 0, number: 0, frames: [], dropped: 0, unshown: 0, heardAt: 0 });
+    Object.assign(this, { first: null, last: null, deltas: 0, isLate: false, number: 0, frames: [], dropped: 0, unshown: 0, heardAt: 0 });
     this.#clear();
     this.#notice("");
     $("empty").hidden = id !== null;
@@ -149,6 +149,7 @@ export class JobView {
         break;
       case "snapshot":
         this.#clear();
+        this.isLate ||= this.deltas === 0 && message.completion !== null; // the first delta came before this page
         this.#add(message.completion);
         break;
       case "queued":
@@ -276,13 +277,14 @@ export class JobView {
   }
 
   #showFacts() {
-    const { end, first, last, createdAt, deltas } = this;
+    const { end, first, last, createdAt, deltas, isLate } = this;
+    const firstSeconds = !isLate && first && createdAt && first - createdAt;
     const live = deltas > 1 && last > first ? `${rate((deltas - 1) / (last - first))} deltas/s` : "–";
     const ended = end && speed(end);
-    $("fact-first").textContent = seconds(end ? end.timings.first_delta_s : first && createdAt && first - createdAt);
+    $("fact-first").textContent = seconds(end ? end.timings.first_delta_s : firstSeconds);
     $("fact-speed").textContent = ended ? `${rate(ended)} tokens/s` : live;
     const used = `${end?.usage?.completion_tokens ?? "–"}${end?.usage_source === "estimated" ? " (estimated)" : ""}`;
-    $("fact-tokens").textContent = end ? used : deltas ? `${deltas} deltas` : "–";
+    $("fact-tokens").textContent = end ? used : deltas ? `${deltas} ${isLate ? "more " : ""}deltas` : "–";
     $("fact-time").textContent = seconds(end ? end.timings.total_s : last && createdAt && last - createdAt);
     $("fact-number").textContent = this.number || "–";
   }
