@@ -21,6 +21,7 @@ from deltawire.redis_server import NoRedisServerError, RedisServer, free_port
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 15.0
 REDIS_PORT: Final = 6379
+DEFAULT_PORT: Final = "8080"  # the relay's; the client's commands go to it
 _STYLES: Final = {"gateway": "magenta", "worker": "green", "relay": "cyan"}
 
 
@@ -89,7 +90,7 @@ def up() -> int:
     environment.setdefault("DELTAWIRE_SHUTDOWN_GRACE_S", "2")
     redis: RedisServer | None = None
     try:
-        for name, default in (("DELTAWIRE_PORT", "8080"), ("DELTAWIRE_WORKER_PORT", "8081")):
+        for name, default in (("DELTAWIRE_PORT", DEFAULT_PORT), ("DELTAWIRE_WORKER_PORT", "8081")):
             _check_port(name, environment.setdefault(name, default))
         if not _is_set(environment, "DELTAWIRE_REDIS_URL"):
             redis = _start_redis()
@@ -205,9 +206,11 @@ def _say_hello(
     gateway = environment.get("DELTAWIRE_UPSTREAM_BASE_URL", "as configured")
     gateway += " (scripted)" if has_own_gateway else ""
     program = os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]
-    key = ""
+    exports = ""  # what a second terminal cannot know
+    if (port := environment["DELTAWIRE_PORT"]) != DEFAULT_PORT:
+        exports += f"  export DELTAWIRE_PORT={port}\n"
     if _is_set(environment, "DELTAWIRE_API_KEYS"):
-        key = (
+        exports += (
             "  export DELTAWIRE_API_KEY=…   (the relay wants one; with curl: -H 'Authorization: Bearer …')\n"
         )
     _say(
@@ -217,7 +220,7 @@ def _say_hello(
             ("In a browser:\n", "bold"),
             f"  {relay_url}/\n\n",
             ("In a second terminal:\n", "bold"),
-            key,
+            exports,
             f'  {program} submit --follow "Write a haiku about streaming."\n',
             f"  curl -N {relay_url}/v1/jobs/JOB_ID/events\n",
             f"  {program} cancel JOB_ID\n\n",
