@@ -39,6 +39,8 @@ _INSTEAD: Final = {
     "prompt": "send instructions and input",
     "store": "a response in the background is always stored",
 }
+#: Of what a Response repeats: each reader of its events gets that four times, and may be slow.
+MAX_REPEATED_BYTES: Final = 262_144
 _TEXTS: Final = ("input_text", "output_text", "text")
 
 
@@ -83,8 +85,17 @@ def read_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
         )
     request["stream_options"] = {"include_usage": True}
     response = {name: value for name, value in body.items() if name in ECHOED}
+    _check_size(response)
     response["model"] = request["model"]
     return ResponsesRequest(request, options, response, is_streamed)
+
+
+def _check_size(response: Json) -> None:
+    sizes = {name: len(msgspec.json.encode(value)) for name, value in response.items()}
+    if sum(sizes.values()) > MAX_REPEATED_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        said = f"{largest} is too large: what a response repeats has at most {MAX_REPEATED_BYTES} bytes"
+        raise WireError("request_too_large", said, param=largest)
 
 
 def _completion(body: Mapping[str, Any]) -> Json:

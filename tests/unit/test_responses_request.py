@@ -221,6 +221,14 @@ def test_what_is_wrong_is_named(fields: Json, code: str, param: str) -> None:
     assert (refusal.value.code, refusal.value.error.param) == (code, param)
 
 
+def test_what_is_repeated_is_bounded() -> None:
+    """Each reader gets it four times; a prompt may be as long as a body may."""
+    assert len(read(instructions="x" * 1_000_000).request["messages"][0]["content"]) == 1_000_000
+    with pytest.raises(WireError) as refusal:
+        read(tools=[{"type": "function", "name": "f", "description": "x" * 262_144}])
+    assert (refusal.value.code, refusal.value.error.param) == ("request_too_large", "tools")
+
+
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: (
