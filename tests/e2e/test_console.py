@@ -399,6 +399,22 @@ async def test_a_key_is_asked_for(browser: Browser, guarded: System) -> None:
         assert KEYS["all"] not in guarded.logs()
 
 
+async def test_another_key_counts_at_once(browser: Browser, guarded: System) -> None:
+    """For the job that streams, too: the one before may expire, and who forgets it wants to see no more."""
+    job_id = await submit(guarded, request(**SLOW), token=KEYS["all"])
+    async with console(browser, f"{guarded.relay_url}/?job={job_id}") as page:
+        await give_key(page, KEYS["all"])
+        await has_text(page)
+        await page.click("#key-button")
+        await page.click("#forget")
+        await expect(page.locator("#notice")).to_have_text("An API key is needed here.")
+        await page.click("#key-button")
+        await give_key(page, KEYS["reader"])
+        await has_text(page)
+        await expect(page.locator("#notice")).to_be_hidden()
+    await cancel(guarded, job_id, token=KEYS["all"])
+
+
 async def test_missing_scopes_are_named(browser: Browser, guarded: System) -> None:
     """Where they are missed; what the key may do works."""
     job_id = await submit(guarded, request(text="for readers"), token=KEYS["all"])

@@ -46,7 +46,7 @@ function takeKey(value) {
   $("key-dialog").close();
   for (const look of looks) look();
   findModels();
-  if (job.failed) openJob(job.id);
+  if (job.id && !job.end) openJob(job.id);
 }
 
 $("key-button").hidden = !readKey();
