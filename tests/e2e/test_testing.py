@@ -94,8 +94,15 @@ def test_services_have_the_settings_that_a_fixture_names(pytester: pytest.Pytest
     check_nothing_is_left(marker, pytester)
 
 
-def test_each_test_meets_its_own_jobs_and_answers(pytester: pytest.Pytester, marker: str) -> None:
-    """Jobs that a test left, running, queued or just sent, are gone before the next; so are answers."""
+def test_each_test_meets_its_own_jobs_and_answers(
+    pytester: pytest.Pytester, marker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that a test left, running, queued or just sent, are gone before the next; so are answers.
+
+    All of it is on this machine, whatever proxy the environment names.
+    """
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
     pytester.makepyfile(
         """
         import asyncio, celery, pytest

@@ -98,7 +98,12 @@ def _start(owner: _Owner, settings: dict[str, str], running: ExitStack) -> dict[
     logs = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="deltawire-testing-")))
     redis = running.enter_context(RedisServer())
     relay_port, worker_port = free_port(), free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DELTAWIRE_")}
+    # Nor is there a proxy on the way to a gateway on this machine; `settings` may name one.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("DELTAWIRE_") and not name.lower().endswith("_proxy")
+    }
     environment |= {
         "DELTAWIRE_REDIS_URL": redis.url,
         "DELTAWIRE_PORT": str(relay_port),
