@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -148,6 +148,30 @@ async def test_without_a_terminal_signals_detach(system: System, number: int, co
     assert re.search(rf"deltawire tail {job_id} --starting-after \d+", errors.decode())
     assert "Traceback" not in errors.decode()
     await piped(system, "cancel", job_id)
+
+
+async def test_an_interrupt_before_the_answer_says_that_there_may_be_a_job() -> None:
+    """The relay may have taken it, and then somebody pays for it."""
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await reader.read()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PIPED, "submit", "Hello"),
+            env=environment_of(None, DELTAWIRE_PUBLIC_URL=url),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await asked.wait()
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "deltawire jobs" in errors.decode()
 
 
 async def test_a_pipe_that_nobody_reads_does_not_keep_it_alive(system: System) -> None:

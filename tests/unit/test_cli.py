@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from deltawire import __version__
 from deltawire.api_keys import parse_api_keys
-from deltawire.cli import commands, parameters
+from deltawire.cli import commands, completion, jobs, parameters
 from deltawire.cli.exit_codes import ExitCode
 from deltawire.client import AsyncClient, AsyncJob, JobUnavailableError
 from deltawire.codec import decode
@@ -248,6 +250,51 @@ def test_jobs_are_listed_page_by_page() -> None:
         {"limit": 2, "after": "", "status": "failed"},
         {"limit": 1, "after": "job-1", "status": "failed"},
     ]
+
+
+def test_nothing_of_a_list_commands_the_terminal() -> None:
+    """Not even what the relay says of itself, and least of all what a gateway calls its usage."""
+    evil = "\x1b]0;x\x07[red]y[/red]"
+    job = JOB | {"id": evil, "attempt": evil, "usage": {"prompt_tokens": evil, "completion_tokens": 1}}
+    console = Console(width=200, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        console.print(jobs.table([job], 1.0))
+    assert "\x1b]" not in shown.get()
+    assert "\x07" not in shown.get()
+    assert shown.get().count("[red]y[/red]") == 3
+
+
+def test_a_shell_is_offered_nothing_but_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """zsh evaluates what it is told."""
+    evil = '\\") ; touch /tmp/x #'
+    FakeClient.pages = [
+        {"data": [JOB, JOB | {"id": evil}, JOB | {"id": "job-2", "status": evil}], "has_more": False}
+    ]
+    monkeypatch.setattr("logging.disable", lambda: None)
+    context = typer.Context(typer.main.get_command(commands.app))
+    assert list(completion.job_ids(context, "job")) == [("job-1", "failed"), ("job-2", "")]
+    FakeClient.pages = [{"data": [JOB | {"id": evil}], "has_more": False}]
+    assert list(completion.job_ids(context, "")) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["jobs", "--url", "relay"],
+        ["doctor", "--url", "http://relay:port"],
+        ["submit", "x", "--option", f"metadata={'[' * 20_000}"],
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_said(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is no bug of deltawire's."""
+    monkeypatch.setattr(parameters, "AsyncClient", AsyncClient)
+    assert runner.invoke(commands.app, args).exit_code == ExitCode.USAGE
+
+
+def test_a_prompt_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python hands on the bytes of an argument that are not UTF-8 as halves of pairs."""
+    monkeypatch.setattr(parameters, "AsyncClient", AsyncClient)
+    assert runner.invoke(commands.app, ["submit", "\udcff"]).exit_code == ExitCode.USAGE
 
 
 def test_a_job_is_shown_readably_or_as_json() -> None:

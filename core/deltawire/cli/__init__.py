@@ -13,6 +13,7 @@ def main() -> None:
     from .commands import app
     from .exit_codes import ExitCode
 
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - `>&-` has closed it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 is no reason to stop

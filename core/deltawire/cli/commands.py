@@ -93,7 +93,11 @@ def doctor(
     """
     from .doctor import examine
 
-    findings = asyncio.run(examine(asks_upstream=ask, relay_url=address(url)))
+    try:
+        relay_url = address(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from error
+    findings = asyncio.run(examine(asks_upstream=ask, relay_url=relay_url))
     if json:
         write(encode_findings(findings))
     else:

@@ -10,6 +10,8 @@ import msgspec
 import typer
 
 from deltawire.api_keys import SCOPES
+from deltawire.events import STATUSES
+from deltawire.keys import JOB_ID
 from deltawire.options import Options
 
 TIMEOUT_S: Final = 1.0
@@ -19,8 +21,10 @@ LISTED: Final = 50
 def job_ids(context: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """The latest jobs, and how they are."""
     for job in _jobs(context):
-        if str(job["id"]).startswith(incomplete):
-            yield str(job["id"]), str(job["status"])
+        job_id, status = str(job["id"]), str(job["status"])
+        # Shells evaluate some of it: nothing passes but what is an id, and a status.
+        if job_id.startswith(incomplete) and JOB_ID.fullmatch(job_id):
+            yield job_id, status if status in STATUSES else ""
 
 
 def scopes(incomplete: str) -> list[str]:

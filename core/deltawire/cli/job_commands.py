@@ -1,5 +1,6 @@
 """The commands about jobs: each reads its arguments, calls what does the work, and says how it went."""
 
+import asyncio
 import sys
 import time
 from contextlib import suppress
@@ -68,7 +69,11 @@ def submit(
 
     async def enqueue() -> ExitCode:
         async with client_of(url, api_key) as client:
-            job = await client.submit(body, options or None)
+            try:
+                job = await client.submit(body, options or None)
+            except asyncio.CancelledError:  # Ctrl-C
+                say(("the relay may have taken the job all the same: `deltawire jobs` lists it", "dim"))
+                raise
             if json:
                 write_json({"id": job.id, "status": job.status, "token": job.token, "urls": job.urls})
             elif not follow:
@@ -203,7 +208,7 @@ def _fields_of(request: Path | None) -> dict[str, Any]:
         return {}
     try:
         return msgspec.json.decode(request.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise typer.BadParameter(f"{request}: {error}", param_hint="--request") from error
 
 
@@ -218,4 +223,6 @@ def _options_of(given: tuple[str, ...] | list[str]) -> dict[str, Any]:
             options[name] = msgspec.json.decode(value)
         except msgspec.DecodeError:
             options[name] = value
+        except RecursionError as error:
+            raise typer.BadParameter(f"{name}: {error}", param_hint="--option") from error
     return options

@@ -33,9 +33,9 @@ def table(jobs: Sequence[Mapping[str, Any]], now: float) -> Table:
         rows.add_column(column, overflow="fold", no_wrap=column != "why")
     for job in jobs:
         rows.add_row(
-            *(job["id"], cell(job["status"], STYLES.get(job["status"], "yellow"))),
-            *(_seconds(now - job["created_at"]), _took(job), str(job["attempt"]), _tokens(job)),
-            cell(why(job)),
+            *(cell(job["id"]), cell(job["status"], STYLES.get(job["status"], "yellow"))),
+            *(_seconds(now - job["created_at"]), _took(job)),
+            *(cell(str(job["attempt"])), cell(_tokens(job)), cell(why(job))),
         )
     return rows
 

@@ -60,8 +60,11 @@ _NEXT: Final = {
 
 
 def client_of(url: str, api_key: str) -> AsyncClient:
-    """The relay's client. Use it as a context manager."""
-    return AsyncClient(url or None, api_key=api_key or None)
+    """The relay's client. Use it as a context manager. Raises typer.BadParameter."""
+    try:
+        return AsyncClient(url or None, api_key=api_key or None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from error
 
 
 def run(coroutine: Coroutine[Any, Any, ExitCode], *, as_json: bool = False) -> None:
@@ -72,6 +75,9 @@ def run(coroutine: Coroutine[Any, Any, ExitCode], *, as_json: bool = False) -> N
         code = _refused(error, as_json=as_json)
     except ConfigurationError as error:
         say((str(error), "red"))
+        code = ExitCode.USAGE
+    except UnicodeEncodeError:
+        say(("what was given is not UTF-8", "red"))
         code = ExitCode.USAGE
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED

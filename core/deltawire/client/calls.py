@@ -184,7 +184,11 @@ def cancellation(job_id: str, reason: str) -> Call:
 
 
 def cancelled(job_id: str, answer: dict[str, Any]) -> CancelResult:
-    return msgspec.convert({"type": "cancel_result", "job_id": job_id, **answer}, CancelResult)
+    """Raises ServerError."""
+    try:
+        return msgspec.convert({"type": "cancel_result", "job_id": job_id, **answer}, CancelResult)
+    except msgspec.ValidationError as error:
+        raise ServerError("this is no answer of a relay") from error
 
 
 def retrieval(job_id: str) -> Call:
