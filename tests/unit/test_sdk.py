@@ -59,9 +59,10 @@ def test_a_snapshot_is_asked_for_until_it_has_come() -> None:
     assert reader.path("events") == "/v1/jobs/job/events?starting_after=7"
 
 
-def test_what_is_left_of_a_lost_log_is_its_end() -> None:
+@pytest.mark.parametrize("position", [3, 12])
+def test_what_is_left_of_a_lost_log_is_its_end(position: int) -> None:
     """Where there is nothing to make a snapshot of, the terminal event comes at once (PROTOCOL §6.3)."""
-    reader = Following("job", starting_after=3)
+    reader = Following("job", starting_after=position)
     end = line(completed(9))
     reader.take(msgspec.json.encode(subscribed(recovered=False)))
     assert reader.take(end) is not None

@@ -1,6 +1,6 @@
 import { Relay } from "./relay.js";
 import { Stream, textOf } from "./stream.js";
-import { ending } from "./errors.js";
+import { ServerError, ending } from "./errors.js";
 
 /** @import { ClientOptions } from "./relay.js" */
 /** @import { StreamOptions } from "./stream.js" */
@@ -71,6 +71,7 @@ export class Client {
       onEvent?.(event);
       last = event;
     }
+    if (!last) throw new ServerError("what answers is no relay: the stream has no end");
     const { type: status, ...terminal } = /** @type {Terminal} */ (last);
     // An event has no room for a completion of any size.
     const { completion, outputs } = terminal.completion_url ? await this.retrieve(jobId, { signal }) : terminal;

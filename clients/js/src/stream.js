@@ -119,7 +119,8 @@ export class Stream {
               state.renewals = 0;
               this.status = message.status;
               this.#mayMissEvents = !message.recovered;
-              if (TERMINAL.has(this.status) && message.latest_sequence_number <= this.position) return;
+              const hasAll = message.recovered && message.latest_sequence_number <= this.position;
+              if (TERMINAL.has(this.status) && hasAll) return;
             } else {
               if (message.type !== "authenticated") state.failures = 0;
               if (!this.#takes(message)) continue;
@@ -168,7 +169,8 @@ export class Stream {
     if (!Number.isInteger(number)) return false;
     if (type === "snapshot") {
       this.#fold = Fold.from(message.completion);
-    } else {
+    } else if (!(this.#mayMissEvents && TERMINAL.has(type))) {
+      // That may be all that is left of a log that was lost, whose numbers went further.
       if (number <= this.position) return false;
       if (first !== this.position + 1 && !this.#mayMissEvents) throw new Lost("events are missing");
     }

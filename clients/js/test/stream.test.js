@@ -330,6 +330,26 @@ describe("its end by the caller", () => {
   });
 });
 
+describe("a log whose end was lost", () => {
+  test.each([
+    ["behind a snapshot", [numbered("snapshot", 5, { completion: null })]],
+    ["alone", []],
+  ])("has another end, %s", async (_, before) => {
+    const reading = read(client().stream(JOB, { startingAfter: 9 }));
+    await tick();
+    Socket.last.tell(subscribed({ status: "failed", recovered: false, latest_sequence_number: 6 }), ...before);
+    Socket.last.tell(numbered("failed", 6, END));
+    await tick();
+    expect(reading).toMatchObject({ error: undefined, isOver: true });
+    expect(reading.events.at(-1)).toMatchObject({ type: "failed", sequence_number: 6 });
+  });
+});
+
+test("an answer in the relay's place that says nothing is no result", async () => {
+  const fetch = async () => new Response(null, { status: 204 });
+  await expect(client({ fetch, transport: "sse" }).result(JOB)).rejects.toBeInstanceOf(deltawire.ServerError);
+});
+
 describe("text", () => {
   test("of an attempt whose beginning was missed is told whole", async () => {
     const said = [];
