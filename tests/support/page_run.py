@@ -44,6 +44,8 @@ _PORT: Final = re.compile(
     (6379|8080|3000|5000|5555|8000|9000)\b""",
     re.VERBOSE,
 )
+#: What those leave who ran an example, besides its database.
+_LEFT: Final = frozenset({"node_modules", "__pycache__"})
 #: Programs that would change the machine, or whose work is done: what they are asked is checked, no more.
 _STAND_INS: Final = {
     "make": f'exec {shutil.which("make")} -n -C {ROOT} "$@" >/dev/null',
@@ -195,7 +197,8 @@ class PageRun:
         for name in ("deploy", "clients"):
             (self._directory / name).symlink_to(ROOT / name)
         for path in (ROOT / "examples").glob("**/*"):
-            if path.is_file() and "node_modules" not in path.parts:  # with our addresses, too
+            is_left = path.suffix == ".sqlite3" or not _LEFT.isdisjoint(path.parts)
+            if path.is_file() and not is_left:  # with our addresses, too
                 copy = self._directory / path.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_text(self.put(path.read_text()))
