@@ -90,7 +90,7 @@ def main() -> None:
             subprocess.run(command, env=environment, cwd=HERE / name, check=True)
         up = [str(Path(sys.executable).with_name("deltawire")), "up"]
         running = [
-            stack.enter_context(Program(up, environment, HERE)),
+            stack.enter_context(Program(up, environment, Path.cwd())),  # it names its own path
             stack.enter_context(Program(run, environment, HERE / name)),
         ]
         addresses = [f"{app}/login", f"{environment['DELTAWIRE_PUBLIC_URL']}/readyz"]
@@ -98,7 +98,8 @@ def main() -> None:
             if addresses and all(map(answers, addresses)):
                 addresses = []
                 time.sleep(1)  # for `deltawire up` to have its say before
-                print(f"\n{name}: {app}   log in as ada (lovelace) or grace (hopper)\n", flush=True)
+                print(f"\n{name}: {app}   log in as ada (lovelace) or grace (hopper)")
+                print(f"its key, until Ctrl-C: {environment['DELTAWIRE_API_KEY']}\n", flush=True)
             time.sleep(0.2)
 
 
