@@ -16,7 +16,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 def _page(document: dict[str, Any]) -> Iterator[str]:
     yield "# HTTP API\n"
-    yield document["info"]["description"]
+    yield document["info"]["description"].replace("docs/asyncapi.yaml", "[asyncapi.yaml](messages.md)")
     yield (
         "Made of [openapi.yaml](../openapi.yaml), which tests hold against a real relay; "
         "[the protocol](protocol.md) is the norm.\n"
