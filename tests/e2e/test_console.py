@@ -162,7 +162,7 @@ async def test_a_second_tab_shows_the_same(page: Page, system: System) -> None:
     await has_text(second)
     assert await second.text_content("#job-id") == job_id
     await expect(second.locator("#fact-tokens")).to_contain_text("more deltas")
-    await expect(second.locator("#fact-first")).to_have_text("–")  # it came before this tab
+    await expect(second.locator("#fact-first")).to_have_text("\u2013")  # it came before this tab
     await second.click("#stop")
     for each in (second, page):
         await status_is(each, "cancelled")
