@@ -78,7 +78,7 @@ def test_services_have_the_settings_that_a_fixture_names(pytester: pytest.Pytest
     (pytester.path / "conftest.py").write_text(files_of_page()[3][1])
     pytester.makepyfile(
         """
-        import httpx
+        import httpx, pytest, redis
 
         def test_origin(deltawire_server):
             for origin, is_known in (("http://127.0.0.1:8000", True), ("http://127.0.0.1:9000", False)):
@@ -88,9 +88,20 @@ def test_services_have_the_settings_that_a_fixture_names(pytester: pytest.Pytest
 
         def test_wrong_settings(deltawire_server):
             assert "relay" in deltawire_server.logs
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_no_webhook_of_an_earlier_test_comes(deltawire_server, number):
+            with redis.Redis.from_url(deltawire_server.redis_url) as its:
+                assert its.keys("dw:webhook*") == []
+                body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+                with deltawire_server.client() as client:
+                    client.submit(body).result(timeout_s=60)  # nobody answers at the webhook's address
+                    client.submit(body | {"script": {"fault": "stall"}})
+                while not its.keys("dw:webhook:*"):
+                    pass
         """
     )
-    pytester.runpytest_subprocess(timeout=WAIT_S).assert_outcomes(passed=2)
+    pytester.runpytest_subprocess(timeout=WAIT_S).assert_outcomes(passed=4)
     check_nothing_is_left(marker, pytester)
 
 

@@ -67,13 +67,18 @@ class DeltawireServer:
         return deltawire.AsyncClient(self.url, **{"api_key": self.api_key, **options})
 
     def clear(self) -> None:
-        """Cancels and erases all jobs, also those that nobody has begun. Raises RuntimeError if it cannot."""
+        """Cancels and erases all jobs, also those that nobody has begun, and what webhooks have yet to hear.
+
+        Raises RuntimeError if it cannot.
+        """
         deadline = time.monotonic() + CLEAR_TIMEOUT_S
         try:
             while self._erase_jobs() or self._redis.exists(*_QUEUES):
                 if time.monotonic() > deadline:
                     raise RuntimeError("jobs that were cancelled did not end")
                 time.sleep(0.01)
+            # An end that nobody has been told of outlives its job.
+            self._redis.delete("dw:webhooks", *self._redis.scan_iter("dw:webhook:*"))
         except (deltawire.JobUnavailableError, redis.RedisError) as error:
             raise RuntimeError(f"deltawire does not answer: {error}\n{self.logs[-3000:]}") from error
 
