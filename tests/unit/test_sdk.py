@@ -2,11 +2,11 @@
 
 import json
 import os
-from typing import Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import msgspec
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from websockets.exceptions import ConnectionClosedError, InvalidURI
 from websockets.frames import Close
 
@@ -347,6 +347,27 @@ def test_nothing_stands_beside_a_reference() -> None:
     root["$defs"]["Item"] = {"type": "object", "properties": {"inner": described}}
     inner = calls.strict(described, root)["properties"]["inner"]
     assert inner == {"$ref": "#/$defs/Item"}
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+class Pet(BaseModel):
+    oneOf: Annotated[Cat | Dog, Field(discriminator="kind")]  # noqa: N815 - a name like the keyword's
+
+
+def test_a_union_is_one_that_strict_mode_knows() -> None:
+    """pydantic says `oneOf` and `discriminator`, neither of which it takes."""
+    schema = calls.with_model({}, Pet)["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["oneOf"] == {
+        "anyOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+        "title": "Oneof",
+    }
 
 
 def test_names_of_properties_are_no_keywords() -> None:

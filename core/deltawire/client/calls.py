@@ -143,8 +143,9 @@ def with_model(request: Request, response_format: type[PydanticModel] | None) ->
 def strict(schema: Any, root: dict[str, Any], inside: frozenset[str] = frozenset()) -> Any:  # JSON
     """A schema as OpenAI's strict mode wants it ("Structured outputs", supported schemas).
 
-    Every property is required, no other is allowed, and nothing stands beside a `$ref`: what did is put into
-    a copy of what it refers to, but for one that holds itself (`inside`: those that are being copied).
+    Every property is required, no other is allowed, `oneOf` is `anyOf`, and nothing stands beside a `$ref`:
+    what did is put into a copy of what it refers to, but for one that holds itself (`inside`: those that are
+    being copied).
     """
     if isinstance(schema, list):
         return [strict(item, root, inside) for item in schema]
@@ -165,8 +166,8 @@ def strict(schema: Any, root: dict[str, Any], inside: frozenset[str] = frozenset
             made[key] = {name: strict(one, root, inside) for name, one in value.items()}
         elif key in ("enum", "const"):
             made[key] = value
-        elif key != "default":
-            made[key] = strict(value, root, inside)
+        elif key not in ("default", "discriminator"):
+            made["anyOf" if key == "oneOf" else key] = strict(value, root, inside)
     if "properties" in made:
         made["required"] = list(made["properties"])
         made.setdefault("additionalProperties", False)
