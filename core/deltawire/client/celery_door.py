@@ -2,7 +2,8 @@
 
 The app needs the broker that deltawire's workers have, and nothing else of ours. On RabbitMQ the queue is
 declared as docs/rabbitmq.md says; set the app's transport option `confirm_publish`, or a message counts as
-sent when it is in a buffer.
+sent when it is in a buffer. On Redis set `socket_timeout`, or a Redis that accepts and does not answer is
+waited for without end.
 """
 
 import uuid
