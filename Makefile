@@ -6,18 +6,23 @@ UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --gener
 
 .PHONY: setup up test fuzz chaos upgrade churn check lint configuration format lock litellm node bench bench-peers docs docs-serve
 
-# One environment for everything; made again only when the lock changes.
+# One environment for everything: first what `make up` wants, which is quick, then what tests and docs want.
 setup: .venv/.installed
-.venv/.installed: requirements/dev.txt pyproject.toml
-	@echo "installing into .venv (once, about a minute)"
-	$(PYTHON) -m venv .venv
+.venv/.installed: requirements/dev.txt .venv/.ready
+	@echo "installing what the tests want (once, about a minute)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	touch $@
+.venv/.ready: requirements/all.txt requirements/build.txt pyproject.toml
+	@echo "installing into .venv (once, about half a minute)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/all.txt -r requirements/build.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 lock: setup
 	$(UV_COMPILE) --extra all --group pyproject.toml:dev pyproject.toml -o requirements/dev.txt
 	$(UV_COMPILE) --extra all -c requirements/dev.txt pyproject.toml -o requirements/all.txt
+	$(UV_COMPILE) --group pyproject.toml:build -c requirements/dev.txt -o requirements/build.txt
 	$(UV_COMPILE) --group pyproject.toml:litellm -o requirements/litellm.txt
 	$(UV_COMPILE) --group pyproject.toml:bench -o requirements/bench.txt
 
@@ -35,7 +40,7 @@ node: setup examples/openai/node_modules/.installed clients/js/node_modules/.ins
 	touch $@
 
 # Everything in one terminal.
-up: setup
+up: .venv/.ready
 	$(BIN)/deltawire up
 
 # Four at a time, a file each, also on two cores: most tests wait most of the time. In their order: the short ones come last.
