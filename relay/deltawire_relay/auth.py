@@ -181,7 +181,7 @@ class Gate:
         elif origin in self.origins or (host and origin in {f"http://{host}", f"https://{host}"}):
             return
         else:
-            message = "this Origin is not in DELTAWIRE_ALLOWED_ORIGINS"
+            message = f"the Origin {origin} is not in DELTAWIRE_ALLOWED_ORIGINS"
         self.results["origin_not_allowed"] += 1
         raise WireError("origin_not_allowed", message)
 

@@ -40,10 +40,8 @@ def run(environment: dict[str, str], *command: str) -> str:
     return done.stdout
 
 
-def offered(shell: str, words: list[str], environment: dict[str, str]) -> list[str]:
+def offered(shell: str, script: str, words: list[str], environment: dict[str, str]) -> list[str]:
     """What the shell offers for the last of the words."""
-    # As --show-completion does, which finds out by itself which shell it is in.
-    script = run(environment | {"_DELTAWIRE_COMPLETE": f"source_{shell}"}, "deltawire")
     if shell == "bash":
         return run(environment, "bash", "-c", f"{script}\n{BASH}", "bash", *words).split()
     if shell == "fish":
@@ -65,12 +63,19 @@ async def test_tab_completes(system: System, bin_directory: Path, shell: str) ->
     path = f"{bin_directory}{os.pathsep}{os.environ['PATH']}"
     environment = environment_of(system, PATH=path)
 
+    # As --show-completion does, which finds out by itself which shell it is in.
+    how = environment | {"_DELTAWIRE_COMPLETE": f"source_{shell}"}
+    script = await asyncio.to_thread(run, how, "deltawire")
+
     async def of(*words: str, **more: str) -> list[str]:
-        return await asyncio.to_thread(offered, shell, ["deltawire", *words], environment | more)
+        return await asyncio.to_thread(offered, shell, script, ["deltawire", *words], environment | more)
 
     assert {"submit", "tail", "cancel", "jobs", "top"} <= set(await of(""))
+    assert await of("tail", job_id[:12]) == [job_id]
+    if shell != "bash":
+        return  # which words there are is said to all shells alike
     assert "--starting-after" in await of("tail", "--")
-    assert await of("tail", job_id[:12]) == await of("jobs", "--delete", job_id[:12]) == [job_id]
+    assert await of("jobs", "--delete", job_id[:12]) == [job_id]
     assert await of("jobs", "--status", "comp") == ["completed"]
     assert await of("keys", "new", "name", "--scope", "su") == ["submit"]
     assert "on_abandon=" in await of("submit", "x", "--option", "on")

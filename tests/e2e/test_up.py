@@ -36,6 +36,7 @@ def up(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path, str
     marker = f"DELTAWIRE_TEST_MARKER={os.getpid()}-{time.monotonic_ns()}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DELTAWIRE_")}
     environment |= {"DELTAWIRE_PORT": str(port), "DELTAWIRE_WORKER_PORT": str(free_port())}
+    environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}  # not for what is on this machine
     environment |= dict([marker.split("=")])
     output = tmp_path / "up.log"
     with output.open("wb") as log:

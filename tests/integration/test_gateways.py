@@ -19,7 +19,7 @@ from tests.support.gateway_streams import QUIRKS, STOP, TEXT, Quirk, sse
 from tests.support.recorded_streams import RECORDED
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "gateways.md").read_text()
-CONFIGURATION: Final = PAGE.partition("```toml\n")[2].partition("```")[0]
+CONFIGURATION: Final = PAGE.partition('```toml title="upstreams.toml"\n')[2].partition("```")[0]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

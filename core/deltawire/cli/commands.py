@@ -96,7 +96,9 @@ def doctor(
     try:
         relay_url = address(url)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from error
+        if url:
+            raise typer.BadParameter(str(error), param_hint="--url") from error
+        relay_url = ""  # the environment is wrong: that is one of the findings
     findings = asyncio.run(examine(asks_upstream=ask, relay_url=relay_url))
     if json:
         write(encode_findings(findings))

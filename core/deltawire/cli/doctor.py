@@ -306,11 +306,13 @@ async def _broker(url: str, key_prefix: str) -> list[Finding]:
 
 
 async def _relay(url: str) -> list[Finding]:
+    change = "is it up, and is DELTAWIRE_PUBLIC_URL (or DELTAWIRE_PORT) its address?"
+    if not url:
+        return [Finding("error", "relay", "this environment does not say where it is", change)]
     subject = f"relay at {url}"
     try:
         status, page = await in_thread(lambda: _get(f"{url}/readyz"))
     except (OSError, HTTPException) as error:
-        change = "is it up, and is DELTAWIRE_PUBLIC_URL (or DELTAWIRE_PORT) its address?"
         return [Finding("warning", subject, f"not to be reached: {error}", change)]
     if status != 200:
         return [Finding("error", subject, f"not ready: {page[:80]}", "look at its log")]

@@ -154,6 +154,8 @@ async def _run(environment: dict[str, str], *, has_own_redis: bool) -> int:
     if has_own_gateway:
         port = free_port()
         environment["DELTAWIRE_UPSTREAM_BASE_URL"] = f"http://127.0.0.1:{port}/v1"
+        for name in ("NO_PROXY", "no_proxy"):  # nor is there a proxy on the way to it
+            environment[name] = ",".join(filter(None, (environment.get(name), "127.0.0.1")))
         services.insert(0, _Service("gateway", "deltawire.gateway", "--port", str(port)))
     relay_url = f"http://127.0.0.1:{environment['DELTAWIRE_PORT']}"
     worker_url = f"http://127.0.0.1:{environment['DELTAWIRE_WORKER_PORT']}"
