@@ -22,6 +22,8 @@ from .errors import DeltawireError
 
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
+ports: Final = list(range(10_000, 32_000))
+"""Those that `free_port` may give, and has not given yet."""
 
 
 class NoRedisServerError(DeltawireError):
@@ -44,14 +46,15 @@ def find_server() -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on just now.
+    """A TCP port on loopback that nobody listens on just now, and that this process has not been given yet.
 
     Below those that systems give to outgoing connections, of which one might take it in the meantime.
     """
     while True:
-        port = random.randrange(10_000, 32_000)  # noqa: S311 - any will do
+        port = random.choice(ports)  # noqa: S311 - any will do
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            ports.remove(port)
             return port
 
 

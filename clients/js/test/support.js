@@ -20,7 +20,7 @@ export function request(script, text = "Hello") {
 }
 
 /** The first true value of `condition`. */
-export async function eventually(condition, what = `${condition}`, timeoutMs = 20_000) {
+export async function eventually(condition, what = `${condition}`, timeoutMs = 30_000) {
   for (const deadline = Date.now() + timeoutMs; ; await sleep(20)) {
     const value = await condition();
     if (value) return value;
