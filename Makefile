@@ -43,9 +43,9 @@ node: setup examples/openai/node_modules/.installed clients/js/node_modules/.ins
 up: .venv/.ready
 	$(BIN)/deltawire up
 
-# Six at a time, a file each, also on two cores: most tests wait most of the time. In their order: the short ones come last.
+# Five at a time, a file each, also on two cores: most tests wait most of the time. In their order: the short ones come last.
 test: setup
-	$(BIN)/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 # Any bytes for the decoder and the fold (`make test` has the short form).
 fuzz: MINUTES = 10
