@@ -5,7 +5,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,21 @@ async def test_a_relay_is_killed_in_mid_stream(system: System) -> None:
     await asyncio.to_thread(system.launch_relay(in_place_of=0).wait_until_ready)
 
 
+async def long_stream(client: openai.AsyncOpenAI) -> AsyncIterator[list[Any]]:
+    """The events so far of a response that takes its time, each time that one has come."""
+    stream = await client.responses.create(
+        model="gpt-5.4", input=PROMPT, background=True, stream=True, extra_body=scripted(**LONG)
+    )
+    events: list[Any] = []
+    async for event in stream:
+        events.append(event)
+        yield events
+
+
 async def test_it_is_cancelled_while_it_streams(system: System) -> None:
     """By another client; the reader hears of it, the gateway's connection is closed."""
     async with door(system).async_sdk() as client:
-        stream = await client.responses.create(
-            model="gpt-5.4", input=PROMPT, background=True, stream=True, extra_body=scripted(**LONG)
-        )
-        events: list[Any] = []
-        async for event in stream:
-            events.append(event)
+        async for events in long_stream(client):
             if len(events) == 10:
                 cancelled = await client.responses.cancel(events[0].response.id)
         response = check_whole(events)
@@ -299,12 +305,7 @@ async def test_the_node_sdk(system: System, cancels: bool) -> None:
 async def test_a_worker_is_killed_in_mid_stream(system: System) -> None:
     """What was streamed cannot be taken back: the response has failed, with the text so far."""
     async with door(system).async_sdk() as client:
-        stream = await client.responses.create(
-            model="gpt-5.4", input=PROMPT, background=True, stream=True, extra_body=scripted(**LONG)
-        )
-        events: list[Any] = []
-        async for event in stream:
-            events.append(event)
+        async for events in long_stream(client):
             if len(events) == 10:
                 system.workers[0].stop(at_once=True)
         response = check_whole(events)
