@@ -174,7 +174,7 @@ async def test_it_is_polled(system: System) -> None:
         response = await client.responses.create(
             model="gpt-5.4", input=PROMPT, background=True, metadata={"chat": "7"}
         )
-        assert response.status == "queued"
+        assert response.status in {"queued", "in_progress"}  # a worker may have it by now
         async with asyncio.timeout(WAIT_S):
             while response.status in {"queued", "in_progress"}:
                 await asyncio.sleep(0.05)
