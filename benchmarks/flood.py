@@ -24,11 +24,12 @@ import uvloop
 
 from benchmarks.load_gateway import model_name
 from benchmarks.path import Client, percentiles
-from benchmarks.processes import Servers, end_in_order, free_port, start_redis
+from benchmarks.processes import Servers, end_in_order, start_redis
 from benchmarks.relays.base import MARK
 from benchmarks.report import Table, show
 from benchmarks.worker import Figures, start_gateway, table
 from benchmarks.workers.ours import request
+from deltawire.redis_server import free_port
 
 TIMES: Final = 10
 SLOTS: Final = 2  # of the worker, in quotas

@@ -24,13 +24,14 @@ import uvloop
 from celery import Celery
 
 from benchmarks.load_gateway import model_name
-from benchmarks.processes import end_in_order, free_port
+from benchmarks.processes import end_in_order
 from benchmarks.relays.base import MARK, text_frame, upgrade
 from benchmarks.report import Table, show
 from benchmarks.worker import PLENTY, WARM_UP_S, Figures, Run, running, table
 from benchmarks.workers.base import Marks
 from benchmarks.workers.ours import Ours, request
 from deltawire.queue import QUEUE, TASK
+from deltawire.redis_server import free_port
 
 WAIT_S: Final = 30.0
 ASKED: Final = 100  # first tokens of each door in each round

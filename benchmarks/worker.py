@@ -28,11 +28,12 @@ import redis
 import uvloop
 
 from benchmarks.load_gateway import Stats, model_name
-from benchmarks.processes import Servers, end_in_order, free_port, start_redis
+from benchmarks.processes import Servers, end_in_order, start_redis
 from benchmarks.report import Table, show
 from benchmarks.workers.base import Marks, Worker
 from benchmarks.workers.ours import Ours, Scraped
 from benchmarks.workers.peers import HttpxReader, LineCounter, LiteLlm, Prefork, Threads
+from deltawire.redis_server import free_port
 
 Figures = dict[str, float | None]
 

@@ -3,13 +3,12 @@
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
 
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from deltawire.redis_server import RedisServer, ports
+from deltawire.redis_server import RedisServer
 from tests.chaos.table import print_table
 from tests.support.job_logs import KINDS, OpenedLog, open_job_log
 from tests.support.rabbitmq import RabbitMQ
@@ -18,10 +17,6 @@ from tests.support.redis_servers import ClusterServers, SentinelServers
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("deltawire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deltawire")
-
-#: Between the choice of a port and its use other processes of this run must not choose it.
-WORKERS: Final = 8
-ports[:] = ports[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % WORKERS :: WORKERS]
 
 #: Waits for two minutes, so it begins before all others: else the rest would be done, and wait for it.
 FIRST = "test_other_celery_app.py"

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay, Viewer
 from benchmarks.relays.peers import (
     ROOT,
@@ -19,6 +19,7 @@ from benchmarks.relays.peers import (
     missing_python,
     uvicorn,
 )
+from deltawire.redis_server import free_port
 
 
 class GroupPublisher(RedisPublisher):

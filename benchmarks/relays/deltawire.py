@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay, Viewer, upgrade
 from benchmarks.scraper import scrape
 from deltawire.api_keys import new_api_key
@@ -17,6 +17,7 @@ from deltawire.keys import LEASE_S, Keys
 from deltawire.log import AppendCode, JobLog
 from deltawire.options import Options
 from deltawire.redis_client import RedisClient
+from deltawire.redis_server import free_port
 from deltawire_worker.flusher import Flusher
 from deltawire_worker.lease import Leases
 from deltawire_worker.run import Run

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.redis_pipe import RedisPipe
 from benchmarks.relays.base import Publisher, Relay, Viewer, upgrade
+from deltawire.redis_server import free_port
 
 ROOT = Path(__file__).parents[2]
 APPEND = """

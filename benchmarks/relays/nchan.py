@@ -16,9 +16,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import ClassVar, Final, cast
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay, Viewer
 from benchmarks.relays.peers import WebSocketViewer
+from deltawire.redis_server import free_port
 
 NGINX: Final = Path("/usr/sbin/nginx")
 MODULE: Final = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")

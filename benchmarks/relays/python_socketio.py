@@ -7,7 +7,7 @@ WebSocket only, a room per job. The publisher sends, byte for byte, what an exte
 import json
 from typing import ClassVar
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay, Viewer
 from benchmarks.relays.peers import (
     FIVE_MINUTES_S,
@@ -17,6 +17,7 @@ from benchmarks.relays.peers import (
     missing_python,
     uvicorn,
 )
+from deltawire.redis_server import free_port
 
 HOST_ID = "0" * 32  # of the publishing process: a UUID
 

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import ClassVar
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay, Viewer
 from benchmarks.relays.peers import NODE, HttpViewer, RedisPublisher, missing_node
+from deltawire.redis_server import free_port
 
 
 class SourcePublisher(RedisPublisher):

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import msgspec
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay, Viewer
 from benchmarks.relays.peers import NODE, RedisPublisher, SocketIoViewer, missing_node
+from deltawire.redis_server import free_port
 
 EVENT = 2  # socket.io-parser's PacketType
 BROADCAST = "3"  # socket.io-adapter's MessageType

@@ -2,9 +2,10 @@
 
 from typing import ClassVar
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.relays.base import Publisher, Relay
 from benchmarks.relays.floors import ROOT, PlainPublisher, PlainViewer
+from deltawire.redis_server import free_port
 
 PYTHON = ROOT / ".venv-bench/bin/python"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.scraper import scrape
 from benchmarks.workers.base import Worker, enqueue
 from deltawire.api_keys import new_api_key
@@ -18,6 +18,7 @@ from deltawire.log import JobLog
 from deltawire.options import Options
 from deltawire.queue import QUEUE, TASK
 from deltawire.redis_client import RedisClient
+from deltawire.redis_server import free_port
 
 
 def request(model: str) -> dict[str, Any]:

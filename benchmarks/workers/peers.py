@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Final
 
-from benchmarks.processes import Servers, free_port
+from benchmarks.processes import Servers
 from benchmarks.workers import asked
 from benchmarks.workers.base import PEERS_BIN, ROOT, Marks, Worker, enqueue
 from benchmarks.workers.ours import request
+from deltawire.redis_server import free_port
 
 LITELLM: Final = ROOT / ".venv-litellm" / "bin" / "litellm"
 LITELLM_KEY: Final = "sk-bench-litellm"

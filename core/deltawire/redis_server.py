@@ -5,14 +5,13 @@ Taken, in this order: `redis-server`, then `valkey-server` on the PATH, else the
 its owner.
 """
 
-import random
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +21,6 @@ from .errors import DeltawireError
 
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
-ports: Final = list(range(10_000, 32_000))
-"""Those that `free_port` may give, and has not given yet."""
 
 
 class NoRedisServerError(DeltawireError):
@@ -46,16 +43,20 @@ def find_server() -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on just now, and that this process has not been given yet.
+    """A TCP port on loopback where nobody listens, for a server that this process is about to start.
 
-    Below those that systems give to outgoing connections, of which one might take it in the meantime.
+    On Linux no other process is given it while this one lives, nor any outgoing connection: it stays bound.
+    Servers may bind it all the same, since they say SO_REUSEADDR and this socket does not listen.
     """
-    while True:
-        port = random.choice(ports)  # noqa: S311 - any will do
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.remove(port)
-            return port
+    probe = socket.socket()
+    probe.bind(("127.0.0.1", 0))
+    port: int = probe.getsockname()[1]
+    if sys.platform == "linux":
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.detach()  # from the object that would close it
+    else:
+        probe.close()
+    return port
 
 
 class RedisServer:

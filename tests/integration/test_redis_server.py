@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -227,7 +228,19 @@ def test_an_interrupt_while_it_starts_leaves_nothing(monkeypatch: pytest.MonkeyP
         server.stop()
 
 
-def test_a_free_port_is_free() -> None:
-    """It can be bound at once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
+def test_a_free_port_is_free_for_a_server() -> None:
+    """One may listen there, again and again; until then nobody does."""
+    port = free_port()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", port)):
+            socket.create_connection(("127.0.0.1", port)).close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be held for a server")
+def test_a_free_port_is_nobody_elses() -> None:
+    """While this process lives no other is given it, though nobody listens there yet."""
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
