@@ -5,6 +5,7 @@ holds neither quotes nor backslashes, so a relay reads type and number by positi
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ _any_decoder: Final = msgspec.json.Decoder()
 
 _NUMBER: Final = b'"sequence_number":'
 MAX_DEPTH: Final = 100
+_TEXT: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _TYPE_AT: Final = len(b'{"type":"')
 _CHUNK: Final = b',"chunk":'
 _DELTA: Final = b'{"type":"delta",'
@@ -159,9 +161,9 @@ def read_chunk(payload: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _depth(payload: bytes) -> int:
-    """How deeply brackets nest; those inside strings count, which no real chunk has this many of."""
+    """How deeply brackets nest. Those in texts do not count: a terminal's colours alone open hundreds."""
     depth = deepest = 0
-    for byte in payload:
+    for byte in _TEXT.sub(b"", payload):
         if byte in b"{[":
             depth += 1
             deepest = max(deepest, depth)

@@ -262,13 +262,21 @@ def test_what_is_no_object_is_refused(payload: bytes) -> None:
         b'{"a":NaN,"b":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
         b'{"a":\n' + b"[" * 50_000 + b"]" * 50_000 + b"}",
         b"\xff" + b"[" * 100_000,
+        b'{"]]]]":"\\"","a":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
     ],
-    ids=["objects", "unclosed", "mended", "line end", "not UTF-8"],
+    ids=["objects", "unclosed", "mended", "line end", "not UTF-8", "behind texts"],
 )
 def test_deep_nesting_is_refused(payload: bytes) -> None:
     """A payload that would exhaust the stack is a ValueError like any other."""
     with pytest.raises(ValueError):
         read_chunk(payload)
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\x1b[0m", "[0, 1)", '{"', '\\"[', "{\n"])
+def test_brackets_in_texts_nest_nothing(text: str) -> None:
+    """A gateway that says much at a time is believed, however many brackets its texts leave open."""
+    payload = json.dumps({"choices": [{"delta": {"content": text * 200}}]}).encode()
+    assert read_chunk(payload) == (json.loads(payload), payload)
 
 
 @given(
