@@ -76,16 +76,19 @@ class JobList:
         first = max if wanted.descending else min
         each = [self._of_tenant(tenant, position, wanted) for tenant in tenants]
         try:
-            heads = {
-                index: head
-                for index, head in enumerate(await asyncio.gather(*(anext(jobs, None) for jobs in each)))
-                if head is not None
-            }
+            heads: dict[int, tuple[str, Record]] = {}
+            # All of them: one that is still being read cannot be closed.
+            found = await asyncio.gather(*(anext(jobs, None) for jobs in each), return_exceptions=True)
+            for index, head in enumerate(found):
+                if isinstance(head, BaseException):
+                    raise head
+                if head is not None:
+                    heads[index] = head
             while heads:
                 index = first(heads, key=lambda index: (heads[index][1].created_at, heads[index][0]))
                 yield heads.pop(index)
-                if (head := await anext(each[index], None)) is not None:
-                    heads[index] = head
+                if (following := await anext(each[index], None)) is not None:
+                    heads[index] = following
         finally:
             for jobs in each:
                 await jobs.aclose()
