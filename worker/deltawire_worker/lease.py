@@ -114,7 +114,6 @@ class Presence:
         """Until cancelled."""
         renewals = 0
         while True:
-            over = tuple(self._over - self._runs.keys())
             try:
                 is_news = await self._index.lives(self._owner, LEASE_S)
                 if is_news or renewals % REFILL_EVERY == 0:  # Redis has lost them, or some node of it has
@@ -122,6 +121,7 @@ class Presence:
                 claimed = tuple(self._claimed)  # now: one that queues again meanwhile must stay in the set
                 await self._index.left_queue(claimed)
                 self._claimed.difference_update(claimed)
+                over = tuple(self._over - self._runs.keys())  # now: one that comes again must stay
                 await self._index.has_run(self._owner, over)
                 self._over.difference_update(over)
             except RedisUnavailableError as error:
