@@ -1,7 +1,12 @@
 """What the doctor thinks of what it sees, without a server."""
 
+import re
+from pathlib import Path
+from typing import Any, Final, cast
+
 import pytest
 
+from deltawire.cli import doctor
 from deltawire.cli.redis_findings import (
     of_clock,
     of_refusals,
@@ -11,6 +16,13 @@ from deltawire.cli.redis_findings import (
     read_info,
 )
 from deltawire.findings import Finding, as_text, decode_findings, encode_findings, exit_code, of_open_files
+from deltawire.keys import Keys
+from deltawire.redis_connection import RedisConnection
+
+ROOT: Final = Path(__file__).parents[2]
+COMMAND: Final = re.compile(r"""(?:redis\.p?call|execute)\(\s*['"]([A-Z]+)['"]""")
+#: How a service connects, what only a cluster or a sentinel is asked, and what the doctor looks at by itself.
+NOT_TRIED: Final = {"PING", "TIME", "SELECT", "CLUSTER", "ASKING", "SENTINEL"}
 
 INFO = {
     "redis_version": "7.0.15",
@@ -93,6 +105,22 @@ def test_permissions() -> None:
     assert of_refusals("r", []).level == "ok"
     assert of_refusals("r", ["XADD"]).level == "error"
     assert of_refusals("r", ["SET", "EVAL", "XADD"]).level == "warning"
+
+
+async def test_all_is_tried_that_every_service_needs() -> None:
+    """What the scripts call, and what is sent by itself; but for what takes messages, as only workers do."""
+    tried: set[str] = set()
+
+    class Connection:
+        async def execute(self, *command: Any) -> None:
+            tried.add(command[0])
+
+    assert await doctor._refused(cast(RedisConnection, Connection()), Keys()) == []
+    core = ROOT / "core" / "deltawire"
+    paths = {*core.glob("*.py"), *core.glob("lua/*.lua")} - {core / "lua" / "take.lua"}
+    named = {name for path in paths for name in COMMAND.findall(path.read_text())}
+    assert named >= {"XADD", "EVALSHA", "ZRANGE"}  # the pattern still finds them
+    assert named - NOT_TRIED <= tried
 
 
 def test_findings_travel_and_decide_the_exit_code() -> None:
