@@ -25,7 +25,17 @@ from .notices import LOOK_S, Notices
 from .options import Options
 from .outputs import judge, read_request
 from .places import Places
-from .record import SUMMARY, CancelRequest, Field, Record, decode_cancel, encode_cancel, read_record
+from .record import (
+    ALL_BUT_REQUEST,
+    SUMMARY,
+    CancelRequest,
+    Field,
+    Record,
+    decode_cancel,
+    encode_cancel,
+    read_fields,
+    read_record,
+)
 from .scripts import APPEND, CANCEL, CLAIM, ERASE, HEAD, PARK, SUBMIT, Executor, Scripts
 from .tenants import TenantLimits
 
@@ -323,7 +333,7 @@ class JobLog:
         status = status.decode()
         if status in TERMINAL_STATUSES:
             return Cancellation(status, None)
-        if status == "queued" and (record := await self.record(job_id)) is not None:
+        if status == "queued" and (record := await self.summary(job_id)) is not None:
             request = decode_cancel(set_value) or CancelRequest()
             ending = AsCancelled(request, time.time(), None)
             code = await self.end(job_id, ending, record=record, top=top)
@@ -332,7 +342,7 @@ class JobLog:
             if code == "STALE":
                 return Cancellation("in_progress", "in_progress")
             # Somebody else has ended it in between, or its record is gone.
-            record = await self.record(job_id)
+            record = await self.summary(job_id)
             return Cancellation(record.status if record else "unknown", None)
         return Cancellation(status, status)
 
@@ -482,28 +492,29 @@ class JobLog:
         await self.scripts.execute("SET", self.keys.job(job_id).watched, 1, "EX", WATCHED_TTL_S)
 
     async def head(self, job_id: str) -> Head:
-        """The record and the bounds of the log, as of one moment."""
+        """The record and the bounds of the log, as of one moment.
+
+        Without the request: that is for its worker alone, and each relay that watches would hold on to it.
+        """
         keys = self.keys.job(job_id)
-        record, earliest, top, left = await self.scripts.run(HEAD, (keys.meta, keys.log))
+        values, earliest, top, left = await self.scripts.run(HEAD, (keys.meta, keys.log), *ALL_BUT_REQUEST)
         return Head(
-            record=read_record(record),
+            record=read_fields(ALL_BUT_REQUEST, values),
             earliest=earliest,
             top=top,
             lease_left_s=None if left == b"" else left / 1000,
         )
 
     async def record(self, job_id: str) -> Record | None:
-        """The job's record, or None."""
-        return (await self.head(job_id)).record
+        """The whole record, the request included; or None."""
+        return await self._fields(job_id, (*ALL_BUT_REQUEST, "request"))
 
     async def summary(self, job_id: str, *also: str) -> Record | None:
         """The record without what may be large: `request`, `response`; those in `also` it has."""
-        names = (*SUMMARY, *also)
-        values = await self.scripts.execute("HMGET", self.keys.job(job_id).meta, *names)
-        found = [
-            (name.encode(), value) for name, value in zip(names, values, strict=True) if value is not None
-        ]
-        return read_record([part for pair in found for part in pair])
+        return await self._fields(job_id, (*SUMMARY, *also))
+
+    async def _fields(self, job_id: str, names: Sequence[str]) -> Record | None:
+        return read_fields(names, await self.scripts.execute("HMGET", self.keys.job(job_id).meta, *names))
 
     async def top(self, job_id: str) -> int:
         """The number of the log's last event; 0 for an empty log."""

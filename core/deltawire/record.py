@@ -1,5 +1,6 @@
 """A job's record: the hash that is the truth about it (PROTOCOL.md §3.1), and what its cancel key says."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,11 @@ SUMMARY: Final = (
     *("status", "attempt", "created_at", "tenant", "options", "started_at", "first_delta_at", "finished_at"),
     *("not_before", "admitted", "message"),
 )
-"""What a record is without the request."""
+"""What a record is without what may be large."""
+ALL_BUT_REQUEST: Final = (
+    *SUMMARY,
+    *("lease_until", "traceparent", "digest", "retries", "waited_s", "attempt_began_at", "response"),
+)
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True):
@@ -109,9 +114,18 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
 
 def read_record(reply: list[bytes]) -> Record | None:
     """The record in a script's HGETALL; None where there is none."""
-    if not reply:
+    return _read(dict(zip(reply[::2], reply[1::2], strict=True)))
+
+
+def read_fields(names: Sequence[str], values: Sequence[bytes | None]) -> Record | None:
+    """The record as far as HMGET was asked for it; None where there is none."""
+    pairs = zip(names, values, strict=True)
+    return _read({name.encode(): value for name, value in pairs if value is not None})
+
+
+def _read(fields: Mapping[bytes, bytes]) -> Record | None:
+    if not fields:
         return None
-    fields = dict(zip(reply[::2], reply[1::2], strict=True))
 
     def moment(name: bytes) -> float | None:
         return float(fields[name]) if name in fields else None

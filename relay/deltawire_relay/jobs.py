@@ -245,7 +245,7 @@ class Jobs:
         """
         principal.require("cancel")
         asked_at = time.monotonic()
-        record = await self._log.record(check_job_id(job_id))
+        record = await self._log.summary(check_job_id(job_id))
         is_foreign = record is not None and principal.tenant not in (None, record.tenant)
         if is_foreign or not principal.covers(job_id):
             # To be told apart from a job that does not exist by nothing.

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal, get_args
 
 import hiredis
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -37,7 +38,7 @@ from deltawire.log import (
     rewrite_args,
 )
 from deltawire.options import Options
-from deltawire.record import CancelRequest, Record, decode_cancel, encode_cancel
+from deltawire.record import ALL_BUT_REQUEST, CancelRequest, Record, decode_cancel, encode_cancel
 from deltawire.redis_client import RedisClient
 from deltawire.redis_server import RedisServer, free_port
 from deltawire.scripts import APPEND, CLAIM, REWRITE, Script
@@ -691,8 +692,13 @@ async def test_reading(job_log: OpenedLog) -> None:
     await running(job_log)
     await append(job_log, 2, *"abcd")
     assert await job_log.top("job") == 5
-    head = await job_log.head("job")
-    assert (head.record, head.earliest, head.top) == (await job_log.record("job"), 1, 5)
+    head, record = await job_log.head("job"), await job_log.record("job")
+    assert record is not None
+    # The request is for its worker alone: those who look after the job, or watch it, do without.
+    assert (record.request, head.record) == (BODY, msgspec.structs.replace(record, request=None))
+    known = {name.removeprefix("is_") for name in Record.__struct_fields__}
+    assert known == {*ALL_BUT_REQUEST, "request"}
+    assert (head.earliest, head.top) == (1, 5)
     assert head.lease_left_s is not None
     assert 0 < head.lease_left_s <= LEASE_S
     assert [sequence_number_of(event) for event in await job_log.read("job", 2)] == [3, 4, 5]
