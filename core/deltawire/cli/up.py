@@ -20,6 +20,8 @@ from deltawire.redis_server import NoRedisServerError, RedisServer, free_port
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 15.0
+MAX_LINE_BYTES: Final = 2**24
+"""Of a service's output: behind a longer one nothing is read, and it stands still."""
 REDIS_PORT: Final = 6379
 DEFAULT_PORT: Final = "8080"  # the relay's; the client's commands go to it
 _STYLES: Final = {"gateway": "magenta", "worker": "green", "relay": "cyan"}
@@ -55,6 +57,7 @@ class _Service:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
+            limit=MAX_LINE_BYTES,
         )
         self._printing = asyncio.create_task(self._print(), name=f"print-{self.name}")
 
