@@ -188,6 +188,7 @@ class ResponseStream(ByteStream):
             assert self._hub.record is not None  # noqa: S101 - a subscriber without one is given nothing
             self._translator = Translator(self._hub.job_id, self._hub.record)
         data = []
+        failure: WireError | None = None
         try:
             for line in batch.lines:
                 for event in self._translator.add(line):
@@ -195,9 +196,11 @@ class ResponseStream(ByteStream):
                         self._last = event["sequence_number"]
                         data.append(_message(event))
         except WireError as error:
-            self.fail(error)
+            failure = error
         if data:
             self.write(b"".join(data))
+        if failure is not None:
+            self.fail(failure)
 
     def write_message(self, message: Subscribed | Snapshot) -> None:
         if isinstance(message, Snapshot):

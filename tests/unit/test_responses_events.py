@@ -359,6 +359,21 @@ def test_any_reader_gets_the_rest_of_the_same_events(
     assert [name for name, _ in read] == [f"event: {event['type']}" for event in rest]
 
 
+def test_an_error_comes_behind_what_it_ends() -> None:
+    """Its number is that of the last event, so that one must have been sent."""
+    hub: Any = SimpleNamespace(job_id="job", record=record())
+    stream = ResponseStream(hub, -1)
+    stream.write_batch(Batch(0, [line(queued()), line(in_progress(2)), line(restarted(3))]))
+    messages = b"".join(stream._pending).decode().removesuffix("\n\n").split("\n\n")
+    read = [json.loads(message.split("data: ")[1]) for message in messages]
+    assert [(event["type"], event["sequence_number"]) for event in read] == [
+        ("response.created", 0),
+        ("response.queued", 1),
+        ("response.in_progress", 2),
+        ("error", 2),
+    ]
+
+
 @given(_chunks, _kinds)
 def test_it_adds_up_to_the_completion(chunks: list[Json], kind: str) -> None:
     """What is streamed, what the last event has, and what chat.completions would have said are one thing."""
