@@ -12,7 +12,6 @@ class CloseCode(IntEnum):
     DRAINING = 4001
     INTERNAL = 4003
     TOKEN_EXPIRED = 4005
-    SLOW = 4008
     NO_PONG = 4012
     RATE_LIMITED = 4013
     BAD_TOKEN = 4500

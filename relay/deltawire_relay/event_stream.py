@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from deltawire.close_codes import CloseCode
 from deltawire.errors import WireError
 from deltawire.messages import ErrorMessage, Goodbye, Snapshot
 
@@ -164,5 +165,5 @@ def say_goodbye(stream: EventStream, window_s: float) -> None:
     """For a relay that drains: EventSource comes back by itself, after the `retry` given here."""
     retry_after_s = random.uniform(0, window_s)  # noqa: S311 - jitter
     stream.write(b"retry: %d\n\n" % (1_000 + round(retry_after_s * 1_000)))
-    stream.write_message(Goodbye(code=4001, retry_after_s=round(retry_after_s, 3)))
+    stream.write_message(Goodbye(code=CloseCode.DRAINING, retry_after_s=round(retry_after_s, 3)))
     stream.end()
