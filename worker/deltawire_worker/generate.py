@@ -272,9 +272,12 @@ class Generator:
             raise
 
     async def cancel_unstarted(self, job_id: str) -> None:
-        """Ends a job whose message the worker has dropped: revoked, or past its `expires`."""
+        """Ends a job whose message the worker has dropped: revoked, or past its `expires`. Does not raise."""
         if is_job_id(job_id):
-            await self._log.cancel(job_id, reason="task_revoked")
+            try:
+                await self._log.cancel(job_id, reason="task_revoked")
+            except RedisUnavailableError as error:
+                _log.warning("cannot cancel a job that was revoked: %s", error, extra={"job_id": job_id})
 
     async def _run(
         self, run: Run, claim: Claim, decision: NextAttempt | End | None, problem: WireError | None
