@@ -59,9 +59,9 @@ class Index:
             await self._redis.execute("ZRANGE", self._keys.queued, "-inf", now, "BYSCORE", "LIMIT", 0, count)
         )
 
-    async def queued(self, count: int) -> list[str]:
-        """Jobs that wait, those with the nearest deadline first."""
-        return _names(await self._redis.execute("ZRANGE", self._keys.queued, 0, count - 1))
+    async def queued(self, count: int, start: int = 0) -> list[str]:
+        """Jobs that wait, those with the nearest deadline first, from the `start`-th on."""
+        return _names(await self._redis.execute("ZRANGE", self._keys.queued, start, start + count - 1))
 
     async def waiting(self) -> int:
         """How many jobs wait."""

@@ -31,6 +31,7 @@ from .turns import Turns
 INTERVAL_S: Final = 1.0
 SLOW_S: Final = 1.0
 BATCH: Final = 100
+MAX_LOOKED_AT: Final = 1_000
 AT_ONCE: Final = 100
 LOST_MESSAGE_INTERVAL_S: Final = 10.0
 PARKED_SLACK_S: Final = 2.0  # who has parked a job sends its message when it is due, if it lives
@@ -216,9 +217,15 @@ class Sweeper:
         Twice seen so: a message is in nobody's queue while it is on its way to a worker.
         """
         self._unsent_before, self._unsent = self._unsent, set()
-        waiting = await self._index.queued(BATCH)
-        if waiting and await asyncio.to_thread(self._queue.depth) == 0:
-            await self._index.left_queue(await self._where(waiting, self._has_left_queue))
+        looked_at, gone = 0, list[str]()
+        # Parked jobs are among them, and may be all that come first.
+        while looked_at < MAX_LOOKED_AT and len(self._unsent) < BATCH:
+            waiting = await self._index.queued(BATCH, looked_at)
+            if not waiting or (looked_at == 0 and await asyncio.to_thread(self._queue.depth) > 0):
+                break
+            gone += await self._where(waiting, self._has_left_queue)
+            looked_at += len(waiting)
+        await self._index.left_queue(gone)
 
     async def _has_left_queue(self, job_id: str) -> bool:
         """Sends the message of a job that was queued at the last look, too. Whether it is queued no more."""

@@ -630,6 +630,18 @@ async def test_the_parked_jobs_of_a_worker_that_died_are_brought_back(w: World) 
 
 
 @in_a_world
+async def test_parked_jobs_do_not_hide_a_message_that_the_broker_lost(w: World) -> None:
+    """However many there are that have waited for longer: what they wait for is their time."""
+    for n in range(250):
+        await _park(w, f"job-{n}")
+    await w.queued("lost")
+    for _ in range(25):
+        await w.sweeper.sweep()
+        await asyncio.sleep(1)
+    assert w.queue.sent == ["lost"]
+
+
+@in_a_world
 async def test_a_parked_job_that_came_back_by_itself_is_not_sent_again(w: World) -> None:
     """Nor one while a backlog stands: its message may be in there."""
     for job_id in ("runs", "waits"):
