@@ -6,13 +6,15 @@ import sys
 
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.errors import RedisUnavailableError
+from deltawire.extras import needs
 from deltawire.findings import read_arguments, run_check
 from deltawire.log_format import configure
 
-from .check import check
-from .open_files import raise_limit
-from .server import serve
-from .settings import Settings
+with needs("relay", "deltawire relay"):
+    from .check import check
+    from .open_files import raise_limit
+    from .server import serve
+    from .settings import Settings
 
 
 def main() -> int:

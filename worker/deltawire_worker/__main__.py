@@ -3,6 +3,7 @@
 `--check` only looks at its settings and its upstreams.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -10,10 +11,13 @@ import sys
 import warnings
 
 from deltawire.environment import ConfigurationError, Environment
+from deltawire.errors import RedisUnavailableError
+from deltawire.extras import needs
 from deltawire.findings import read_arguments, run_check
 from deltawire.log_format import configure
 
-from .settings import Settings
+with needs("worker", "deltawire worker"):
+    from .settings import Settings
 
 
 def _leave_logging_alone(**_: object) -> None: ...
@@ -24,6 +28,19 @@ def _first_line(record: logging.LogRecord) -> bool:
     if isinstance(record.msg, str) and isinstance(record.args, tuple):
         record.msg = record.msg.strip().partition("\n")[0]
         record.args = record.args[: record.msg.count("%") - 2 * record.msg.count("%%")]
+    return True
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Celery's last word on a worker that cannot start: where it is no bug, the way to it says nothing."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RedisUnavailableError):
+        variable = "DELTAWIRE_REDIS_URL"
+    elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        variable = "DELTAWIRE_WORKER_PORT"
+    else:
+        return True
+    record.msg, record.args, record.exc_info = "the worker cannot start: %s (%s)", (error, variable), None
     return True
 
 
@@ -41,15 +58,17 @@ def main() -> int:
     configure(log_format=settings.log_format, level=settings.log_level)
     for name in ("celery", "kombu", "httpx"):
         logging.getLogger(name).setLevel("WARNING")
-    from celery.exceptions import CPendingDeprecationWarning
-    from celery.platforms import SecurityWarning
-    from celery.signals import setup_logging
+    with needs("worker", "deltawire worker"):
+        from celery.exceptions import CPendingDeprecationWarning
+        from celery.platforms import SecurityWarning
+        from celery.signals import setup_logging
 
-    from .app import create_app
+        from .app import create_app
 
     # Celery warns root about pickle; this app takes JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_first_line)
+    logging.getLogger("celery.worker").addFilter(_without_traceback)
     # A receiver, any receiver, keeps Celery from setting up logging over ours.
     setup_logging.connect(_leave_logging_alone)
     # Gossip and mingle make every worker talk to every other; nothing here needs it.

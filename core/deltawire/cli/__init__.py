@@ -3,14 +3,12 @@
 import os
 import sys
 
+from deltawire.extras import needs
+
 
 def main() -> None:
-    try:
-        import rich  # noqa: F401 - to say clearly what is missing
-        import typer  # noqa: F401
-    except ImportError:
-        sys.exit("the command line needs a few packages more: pip install 'deltawire[cli]'")
-    from .commands import app
+    with needs("cli", "the command line"):
+        from .commands import app
     from .exit_codes import ExitCode
 
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - `>&-` has closed it

@@ -10,6 +10,7 @@ import typer
 from deltawire import __version__
 from deltawire.client.calls import address
 from deltawire.errors import RedisUnavailableError
+from deltawire.extras import needs
 from deltawire.findings import as_text, encode_findings, exit_code
 
 from . import job_commands, key_commands
@@ -71,7 +72,8 @@ def top(
     json: Json = False,
 ) -> None:
     """Watch jobs, rates, workers and relays. Reads Redis and the broker, where the services' settings say."""
-    from .top import watch
+    with needs("all", "`deltawire top`"):
+        from .top import watch
 
     try:
         run(watch(once=once, as_json=json))
@@ -91,7 +93,8 @@ def doctor(
 
     Settings come from the environment, as the services' do. The exit code is 1 if something is wrong.
     """
-    from .doctor import examine
+    with needs("all", "`deltawire doctor`"):
+        from .doctor import examine
 
     try:
         relay_url = address(url)

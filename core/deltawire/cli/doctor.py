@@ -113,8 +113,8 @@ async def _service(name: str, *, asks_upstream: bool) -> list[Finding]:
         findings = []
     if findings:
         return findings
-    if b"ModuleNotFoundError" in err or b"No module named" in err:
-        change = f"pip install 'deltawire[{name}]', if a {name} is to run here"
+    if (install := f"pip install 'deltawire[{name}]'").encode() in err:
+        change = f"{install}, if a {name} is to run here"
         return [Finding("warning", subject, f"there is no {name} in this environment", change)]
     return [Finding("error", subject, f"its check ended with {process.returncode}")]
 

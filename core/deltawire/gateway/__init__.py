@@ -4,8 +4,20 @@
 docstring of `Script`, which is the vendor field `script` of the request body.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from deltawire.gateway.records import RequestRecord
 from deltawire.gateway.script import Script
-from deltawire.gateway.server import Gateway, run
+
+if TYPE_CHECKING:
+    from deltawire.gateway.server import Gateway, run
 
 __all__ = ["Gateway", "RequestRecord", "Script", "run"]
+
+
+def __getattr__(name: str) -> Any:  # what serves; late, so that `python -m` can say which package is missing
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from deltawire.gateway import server
+
+    return getattr(server, name)

@@ -4,8 +4,11 @@ import argparse
 from typing import Final
 
 from deltawire.environment import Environment
-from deltawire.gateway.server import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_RATE, run
+from deltawire.extras import needs
 from deltawire.variables import Variable
+
+with needs("all", "the scripted gateway"):
+    from deltawire.gateway.server import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_RATE, run
 
 API_KEY: Final = Variable(
     "DELTAWIRE_GATEWAY_API_KEY",
