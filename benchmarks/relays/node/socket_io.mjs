@@ -17,7 +17,9 @@ await Promise.all([client.connect(), subscriber.connect()]);
 
 const httpServer = createServer();
 const io = new Server(httpServer, {
-  adapter: isStreams ? createStreamsAdapter(client, { onlyPlaintext: true, maxLen }) : createRedisAdapter(client, subscriber),
+  adapter: isStreams
+    ? createStreamsAdapter(client, { onlyPlaintext: true, maxLen })
+    : createRedisAdapter(client, subscriber),
   transports: ["websocket"],
   serveClient: false,
   pingInterval: 300_000, // the load program answers no pings

@@ -14,7 +14,11 @@ export function rate(value) {
 }
 
 export function age(value) {
-  for (const [unit, size] of [["d", 86_400], ["h", 3_600], ["m", 60]]) {
+  for (const [unit, size] of [
+    ["d", 86_400],
+    ["h", 3_600],
+    ["m", 60],
+  ]) {
     if (value >= 2 * size) return `${Math.floor(value / size)} ${unit}`;
   }
   return `${Math.max(0, Math.floor(value))} s`;
@@ -29,5 +33,7 @@ export function median(values) {
 /** Tokens per second of a job that has ended, or null. */
 export function speed({ usage, timings }) {
   const streamed = timings?.total_s - timings?.first_delta_s;
-  return usage?.completion_tokens && timings.first_delta_s != null && streamed > 0 ? usage.completion_tokens / streamed : null;
+  return usage?.completion_tokens && timings.first_delta_s != null && streamed > 0
+    ? usage.completion_tokens / streamed
+    : null;
 }

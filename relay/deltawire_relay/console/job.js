@@ -14,7 +14,11 @@ const INCOMPLETE = {
   idle_timeout: "the gateway fell silent",
   total_timeout: "it took longer than the job’s time-out",
 };
-const CANCELLED = { abandoned: "nobody watched it any more", deleted: "somebody deleted the job", console: "by this console" };
+const CANCELLED = {
+  abandoned: "nobody watched it any more",
+  deleted: "somebody deleted the job",
+  console: "by this console",
+};
 const STATUS = { in_progress: "running", unknown: "no record yet" };
 
 export const statusWord = (status) => STATUS[status] ?? status;
@@ -23,7 +27,12 @@ export const statusWord = (status) => STATUS[status] ?? status;
 const objects = (value) => (Array.isArray(value) ? value.filter((each) => each && typeof each === "object") : []);
 
 /** The text of a content, also where that comes in parts. */
-const textOf = (content) => (Array.isArray(content) ? objects(content).map(({ text }) => (typeof text === "string" ? text : "")).join("") : content);
+const textOf = (content) =>
+  Array.isArray(content)
+    ? objects(content)
+        .map(({ text }) => (typeof text === "string" ? text : ""))
+        .join("")
+    : content;
 
 /** The pieces of text in a choice of a chunk or of a completion: [what it is, text]. */
 function* pieces({ delta, message }) {
@@ -77,7 +86,17 @@ export class JobView {
     this.#watching.abort();
     this.#watching = new AbortController();
     Object.assign(this, { id, status: null, failed: false, createdAt: null, end: null });
-    Object.assign(this, { first: null, last: null, deltas: 0, isLate: false, number: 0, frames: [], dropped: 0, unshown: 0, heardAt: 0 });
+    Object.assign(this, {
+      first: null,
+      last: null,
+      deltas: 0,
+      isLate: false,
+      number: 0,
+      frames: [],
+      dropped: 0,
+      unshown: 0,
+      heardAt: 0,
+    });
     this.#clear();
     this.#notice("");
     $("empty").hidden = id !== null;
@@ -109,7 +128,9 @@ export class JobView {
     $("stop").disabled = true;
     this.say("Stopping");
     try {
-      const { status } = await askJson(`v1/jobs/${encodeURIComponent(this.id)}/cancel`, { body: { reason: "console" } });
+      const { status } = await askJson(`v1/jobs/${encodeURIComponent(this.id)}/cancel`, {
+        body: { reason: "console" },
+      });
       if (status === "unknown") this.#notice("It has no record yet: it ends when a worker takes it.", "wait");
     } catch (error) {
       this.#notice(words(error, "cancel"), "failed");
@@ -124,7 +145,8 @@ export class JobView {
       askJson(`v1/jobs/${encodeURIComponent(id)}`, { signal }).then(found, () => {}); // the stream says what is wrong
     }
     try {
-      const onLost = (error) => this.#notice(`${error instanceof Away ? "The connection was lost. Coming back" : words(error)} …`, "wait");
+      const onLost = (error) =>
+        this.#notice(`${error instanceof Away ? "The connection was lost. Coming back" : words(error)} …`, "wait");
       for await (const frame of frames(id, { signal, isNew, onLost, onOpen: () => this.#notice("") })) {
         if (signal.aborted) return;
         this.#take(frame);
@@ -144,7 +166,8 @@ export class JobView {
     switch (message?.type) {
       case "subscribed":
         if (!message.recovered) this.#clear();
-        if (message.status === "unknown") this.#notice("No worker knows this job yet. Waiting a minute for it.", "wait");
+        if (message.status === "unknown")
+          this.#notice("No worker knows this job yet. Waiting a minute for it.", "wait");
         this.#become(message.status);
         break;
       case "snapshot":
@@ -158,7 +181,10 @@ export class JobView {
         this.#become(message.type);
         break;
       case "retrying":
-        this.#notice(`The gateway refused (${message.reason}); it is asked again in ${seconds(message.delay_s)}.`, "wait");
+        this.#notice(
+          `The gateway refused (${message.reason}); it is asked again in ${seconds(message.delay_s)}.`,
+          "wait",
+        );
         break;
       case "restarted":
         this.#clear();
@@ -238,11 +264,13 @@ export class JobView {
 
   #keep(raw, type, number) {
     const now = performance.now();
-    if (raw.length > KEPT_CHARACTERS) raw = `${raw.slice(0, KEPT_CHARACTERS)} … and ${raw.length - KEPT_CHARACTERS} more characters`;
+    if (raw.length > KEPT_CHARACTERS)
+      raw = `${raw.slice(0, KEPT_CHARACTERS)} … and ${raw.length - KEPT_CHARACTERS} more characters`;
     this.frames.push({ raw, type, number, afterMs: this.heardAt ? now - this.heardAt : 0 });
     this.heardAt = now;
     this.unshown = Math.min(this.unshown + 1, KEPT_FRAMES);
-    if (this.frames.length > KEPT_FRAMES) this.dropped += this.frames.splice(0, this.frames.length - KEPT_FRAMES).length;
+    if (this.frames.length > KEPT_FRAMES)
+      this.dropped += this.frames.splice(0, this.frames.length - KEPT_FRAMES).length;
   }
 
   /** Shows what has come, once a frame of the screen; a page that nobody sees has none. */
@@ -259,7 +287,7 @@ export class JobView {
 
   #showText() {
     for (const part of this.parts.values()) {
-      for (let rest = part.pending; rest; ) {
+      for (let rest = part.pending; rest;) {
         const end = rest.indexOf("\n", Math.max(0, STRETCH - part.node.length)) + 1 || rest.length;
         part.node.appendData(rest.slice(0, end));
         rest = rest.slice(end);

@@ -56,9 +56,19 @@ function newRow(body, id, cells) {
 
 export function showJobs(body, jobs, current) {
   const row = (job) => {
-    const name = { text: job.id.length > 14 ? `${job.id.slice(0, 12)}…` : job.id, href: `?job=${encodeURIComponent(job.id)}`, title: job.id };
+    const name = {
+      text: job.id.length > 14 ? `${job.id.slice(0, 12)}…` : job.id,
+      href: `?job=${encodeURIComponent(job.id)}`,
+      title: job.id,
+    };
     const status = { text: statusWord(job.status), kind: job.status };
-    const cells = [name, status, seconds(job.timings?.first_delta_s), rate(speed(job)), age(Date.now() / 1000 - job.created_at)];
+    const cells = [
+      name,
+      status,
+      seconds(job.timings?.first_delta_s),
+      rate(speed(job)),
+      age(Date.now() / 1000 - job.created_at),
+    ];
     return { id: job.id, isCurrent: job.id === current, cells };
   };
   fill(body, jobs.map(row));
@@ -74,7 +84,10 @@ function showProcesses(body, processes, figures) {
   const row = (each) => {
     const where = `${each.host}:${each.pid}`;
     const late = seconds(Math.max(0, each.counts.loop_late_s ?? 0));
-    return { id: each.name, cells: [{ text: where, title: where }, ...figures(each), late, age(each.at - each.started_at), each.version] };
+    return {
+      id: each.name,
+      cells: [{ text: where, title: where }, ...figures(each), late, age(each.at - each.started_at), each.version],
+    };
   };
   fill(body, processes.map(row));
 }
@@ -88,7 +101,11 @@ export function showWorkers(body, workers, before) {
 }
 
 export function showRelays(body, relays, before) {
-  showProcesses(body, relays, (each) => [each.counts.jobs ?? 0, each.counts.readers ?? 0, seconds(delay([each], before))]);
+  showProcesses(body, relays, (each) => [
+    each.counts.jobs ?? 0,
+    each.counts.readers ?? 0,
+    seconds(delay([each], before)),
+  ]);
 }
 
 /** The mean from publishing to writing since the look before, of all these relays; null where there was none. */

@@ -110,11 +110,16 @@ $("ask").addEventListener("submit", async (event) => {
   button.disabled = true;
   try {
     const { id } = await askJson("v1/jobs", { body: body() });
-    sessionStorage.setItem(PROMPTS, JSON.stringify([[id, $("prompt").value.slice(0, PROMPT_CHARACTERS)], ...prompts()].slice(0, PROMPTS_KEPT)));
+    sessionStorage.setItem(
+      PROMPTS,
+      JSON.stringify([[id, $("prompt").value.slice(0, PROMPT_CHARACTERS)], ...prompts()].slice(0, PROMPTS_KEPT)),
+    );
     go(id, true);
   } catch (error) {
     const isJson = error instanceof SyntaxError;
-    $("ask-error").textContent = isJson ? `The further fields are no JSON: ${error.message}` : words(error, "submit").replace("Trying again", "Try again");
+    $("ask-error").textContent = isJson
+      ? `The further fields are no JSON: ${error.message}`
+      : words(error, "submit").replace("Trying again", "Try again");
     $("ask-error").hidden = false;
     if (error.status === 401) wantKey(error);
   }
@@ -133,7 +138,9 @@ for (const sample of document.querySelectorAll(".samples button")) {
 async function findModels() {
   try {
     const { data } = await askJson("v1/models");
-    $("models").replaceChildren(...data.map(({ id }) => Object.assign(document.createElement("option"), { value: id })));
+    $("models").replaceChildren(
+      ...data.map(({ id }) => Object.assign(document.createElement("option"), { value: id })),
+    );
     if (data.length && $("model").value === $("model").defaultValue) $("model").value = data[0].id;
   } catch {
     // any model can be typed; what else is wrong the other parts say
@@ -149,7 +156,9 @@ async function lookForJobs() {
     tell(parts);
     showJobs(rowsOf("jobs"), data, job.id);
     const running = data.filter(({ status }) => !TERMINAL.has(status)).length;
-    $("jobs-sum").textContent = data.length ? `${running} active, ${hasMore ? `the newest ${data.length} shown` : `${data.length} in all`}` : "none yet";
+    $("jobs-sum").textContent = data.length
+      ? `${running} active, ${hasMore ? `the newest ${data.length} shown` : `${data.length} in all`}`
+      : "none yet";
     plotJobs(data.toReversed());
   } catch (error) {
     complain(parts, error, "list");
@@ -158,7 +167,9 @@ async function lookForJobs() {
 
 function plotJobs(jobs) {
   const plot = (id, value, format) => {
-    const points = jobs.map((each) => ({ value: value(each), label: each.id, kind: each.status })).filter((point) => point.value);
+    const points = jobs
+      .map((each) => ({ value: value(each), label: each.id, kind: each.status }))
+      .filter((point) => point.value);
     bars($(id), points, format, points.length ? format(median(points.map((point) => point.value))) : "–");
   };
   plot("plot-first", ({ timings }) => timings?.first_delta_s, seconds);
