@@ -15,13 +15,12 @@ RECIPES: Final = sorted(_DOCS.glob("cookbook/*.md"))
 OTHERS: Final = [
     path
     for path in (
-        ROOT / "README.md",
-        ROOT / "PROTOCOL.md",
+        *sorted(ROOT.glob("*.md")),
         *sorted(ROOT.glob("clients/*/README.md")),
         *sorted((ROOT / "examples").glob("**/README.md")),
         *sorted(_DOCS.glob("**/*.md")),
     )
-    if path not in {*GUIDES, *RECIPES} and not {"node_modules", "decisions"} & {*path.parts}
+    if path not in {*GUIDES, *RECIPES} and "node_modules" not in path.parts
 ]
 PAGES: Final = [*OTHERS, *GUIDES, *RECIPES]
 
