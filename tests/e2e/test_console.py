@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from tests.support.chromium import chromium
 from tests.support.relay_process import Keyring
@@ -344,6 +344,22 @@ async def test_a_relay_that_went_away_comes_back(browser: Browser) -> None:
             await cancel(system, job_id)
             await status_is(page, "cancelled")
             assert await text_of(page) == await completion_of(system, job_id)
+
+
+async def test_a_page_whose_scripts_do_not_go_together_is_loaded_again(page: Page) -> None:
+    """As while relays are upgraded, and the page names what another one does not have, or has otherwise."""
+    refused: list[str] = []
+
+    async def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        await route.fulfill(status=404)
+
+    await page.route("**/console/plots.js", refuse, times=1)
+    await page.reload()
+    await expect(page.locator("html[data-is-whole]")).to_have_count(1)
+    assert len(refused) == 1  # so the first load was not whole
+    await ask(page)
+    await status_is(page, "completed")
 
 
 async def test_a_refusal_says_when_to_come_again(browser: Browser) -> None:

@@ -259,3 +259,4 @@ document.addEventListener("keydown", (event) => {
 const looks = [poll(3_000, lookForJobs), poll(2_000, lookForProcesses), poll(5_000, lookForHealth)];
 findModels();
 openJob(idOfPage());
+document.documentElement.dataset.isWhole = ""; // see theme.js
