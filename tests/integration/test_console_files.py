@@ -3,12 +3,8 @@
 import asyncio
 import os
 import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import AsyncIterator
 from importlib.resources import files
-from pathlib import Path
 from typing import Final
 
 import httpx
@@ -90,15 +86,6 @@ async def test_it_can_be_left_out(redis_url: str, monkeypatch: pytest.MonkeyPatc
     ):
         for path in ("/", "/console/main.js"):
             assert (await client.get(path)).status_code == 404
-
-
-def test_the_wheel_has_it(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=root, check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        packed = {Path(name).name for name in wheel.namelist() if "deltawire_relay/console/" in name}
-    assert packed == {name for name in FILES if not name.endswith(".pyc")}
 
 
 # -- Processes
