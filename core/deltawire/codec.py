@@ -19,7 +19,8 @@ _any_decoder: Final = msgspec.json.Decoder()
 
 _NUMBER: Final = b'"sequence_number":'
 MAX_DEPTH: Final = 100
-_TEXT: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# The last quote may be missing: else each one in an unclosed text would be tried as its beginning.
+_TEXT: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _TYPE_AT: Final = len(b'{"type":"')
 _CHUNK: Final = b',"chunk":'
 _DELTA: Final = b'{"type":"delta",'
