@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import gzip
 import json
 import time
@@ -49,7 +50,7 @@ class Case(NamedTuple):
 
 
 JOB = {"request": REQUEST}
-CLOSE_S = 3.0
+CLOSE_S = 8.0  # below the time that there is to authenticate in
 NESTED = '{"x":' * 10_000
 CHAT_PATH = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -308,12 +309,12 @@ class Relays(NamedTuple):
     def headers(self, key: str | None) -> dict[str, str]:
         if key in {None, "open"}:
             return {}
-        tokens = {"unknown": "dw_x", **SAMPLES}
+        tokens = {"unknown": "dw_x", **samples()}
         return {"Authorization": f"Bearer {tokens[key]}"} if key in tokens else self.keys.headers(str(key))
 
     def filled(self, text: str) -> str:
         """With tokens where $names are."""
-        return Template(text).safe_substitute(SAMPLES, key=self.keys["all"])
+        return Template(text).safe_substitute(samples(), key=self.keys["all"])
 
 
 def token(*, secret: str = SECRET, now: float | None = None, **claims: Any) -> str:
@@ -325,16 +326,19 @@ def unsigned(text: str) -> str:
     return f"{head}.{text.split('.')[1]}.AAAA"
 
 
-SAMPLES = {
-    "ticket": token(),
-    "more": token(capabilities=["read", "cancel"]),
-    "expired": token(now=time.time() - 3_600),
-    "revoked": token(),
-    "audience": token(audience="other"),
-    "unsigned": unsigned(token()),
-    "forged": token(secret=SECRET[::-1]),
-    "giant": token() + "x" * 8_192,
-}
+@functools.cache
+def samples() -> dict[str, str]:
+    """Made when they are first wanted: they live for ten minutes, and these tests may be run as late as that."""
+    return {
+        "ticket": token(),
+        "more": token(capabilities=["read", "cancel"]),
+        "expired": token(now=time.time() - 3_600),
+        "revoked": token(),
+        "audience": token(audience="other"),
+        "unsigned": unsigned(token()),
+        "forged": token(secret=SECRET[::-1]),
+        "giant": token() + "x" * 8_192,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +358,7 @@ def relays(redis_server: RedisServer) -> Iterator[Relays]:
         RelayProcess(redis_server.url, environment) as keyed,
         RelayProcess(redis_server.url) as open_,
     ):
-        body = {"token": SAMPLES["revoked"]}
+        body = {"token": samples()["revoked"]}
         httpx.post(f"{keyed.url}/v1/tokens/revoke", json=body, headers=keys.headers("all"), trust_env=False)
         yield Relays(keyed, open_, keys)
 
@@ -396,8 +400,9 @@ async def test_http_refuses_what_is_slow_or_no_request(
     case: Case, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same shape, and the connection closes (PROTOCOL §5.6); time runs faster here."""
-    monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.4)
+    if case.answer == 408:  # what is refused for another reason comes in time, however slow this machine is
+        monkeypatch.setattr(http_protocol, "HEADERS_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.4)
     async with relay_in_process(redis_url, monkeypatch) as address:
         host, _, port = address.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

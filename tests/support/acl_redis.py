@@ -13,8 +13,8 @@ import redis
 from deltawire.redis_server import find_server, free_port
 
 MAKE_SECRETS: Final = Path(__file__).parents[2] / "deploy" / "make-secrets"
-START_TIMEOUT_S: Final = 10.0
-STOP_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 60.0
 
 
 class AclRedis:

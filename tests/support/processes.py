@@ -3,7 +3,7 @@
 import subprocess
 from typing import Any, Final
 
-STOP_TIMEOUT_S: Final = 15.0
+STOP_TIMEOUT_S: Final = 60.0
 
 
 def end(process: "subprocess.Popen[Any]", timeout_s: float = STOP_TIMEOUT_S) -> None:

@@ -32,7 +32,7 @@ from tests.support.sample_events import in_progress, line, queued, text_chunk
 
 REQUEST: Final = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 OWNER: Final = "producer"
-WAIT_S: Final = 10.0
+WAIT_S: Final = 30.0
 USAGE: Final = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
 

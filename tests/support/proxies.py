@@ -22,7 +22,7 @@ from tests.support.processes import end
 
 RECIPES: Final = Path(__file__).parents[2] / "deploy" / "proxies"
 PROGRAMS: Final = {"nginx": "/usr/sbin/nginx", "caddy": "/usr/bin/caddy"}
-START_TIMEOUT_S: Final = 15.0
+START_TIMEOUT_S: Final = 60.0
 
 
 def program(name: str) -> str:

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 Message = dict[str, Any]
 
-WAIT_S: Final = 10.0
+WAIT_S: Final = 30.0
 TERMINAL: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 

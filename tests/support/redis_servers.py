@@ -21,7 +21,7 @@ from deltawire.redis_nodes import SLOTS, slot_of
 from deltawire.redis_server import RedisServer, find_server, free_port
 
 MASTER: Final = "dw-primary"
-DEADLINE_S: Final = 30.0
+DEADLINE_S: Final = 60.0
 REPLICATION: Final = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
 
 

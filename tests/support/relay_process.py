@@ -24,7 +24,7 @@ from deltawire_relay import server
 from deltawire_relay.settings import Settings
 from tests.support.processes import STOP_TIMEOUT_S, end
 
-START_TIMEOUT_S: Final = 15.0
+START_TIMEOUT_S: Final = 60.0
 
 
 class RelayDidNotStartError(AssertionError):

@@ -5,6 +5,7 @@
         await asyncio.sleep(3600)
 
 Only what asks the loop for the time is virtual (`sleep`, `timeout`, `call_later`); `time.time()` is not.
+While a thread is at work (an executor's, getaddrinfo) the clock stands, however long that takes.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-THREAD_TIMEOUT_S: Final = 5.0
+THREAD_TIMEOUT_S: Final = 60.0
 T = TypeVar("T")
 
 
@@ -27,14 +28,15 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.threads = 0  # at work
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if timeout is None:  # no timer: only a thread (getaddrinfo, an executor) can still wake the loop
+        if timeout is None or self.threads:  # only a thread can wake the loop, or will before any timer
             if not (ready := super().select(THREAD_TIMEOUT_S)):
-                raise WaitsForEverError("nothing is ready and no timer is set")
+                raise WaitsForEverError("nothing is ready, and no timer is set or a thread does not end")
             return ready
         self.now += timeout
         return []
@@ -49,6 +51,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual.now
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> "asyncio.Future[T]":  # type: ignore[override] # asyncio has TypeVarTuples
+        future = super().run_in_executor(executor, func, *args)
+        self._virtual.threads += 1
+        future.add_done_callback(self._thread_is_done)
+        return future
+
+    def _thread_is_done(self, _: "asyncio.Future[Any]") -> None:
+        self._virtual.threads -= 1
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Without its time-out (Python 3.12's), which would be over at once."""
