@@ -40,7 +40,7 @@ from deltawire.log import (
 from deltawire.options import Options
 from deltawire.record import ALL_BUT_REQUEST, CancelRequest, Record, decode_cancel, encode_cancel
 from deltawire.redis_client import RedisClient
-from deltawire.redis_server import RedisServer, free_port
+from deltawire.redis_server import free_port
 from deltawire.scripts import APPEND, CLAIM, REWRITE, Script
 from tests.support import sample_events as sample
 from tests.support.job_logs import FakeExecutor, OpenedLog, listening, open_job_log, ttls
@@ -131,8 +131,8 @@ async def test_claim_of_an_unknown_job_with_a_body_makes_the_record(job_log: Ope
     assert (got.code, got.attempt, got.top, got.cancel) == ("CLAIMED", 1, 0, None)
     assert got.record is not None
     assert (got.record.status, got.record.tenant, got.record.request) == ("in_progress", "t", BODY)
-    assert got.record.created_at == pytest.approx(began, abs=5)
-    assert got.record.started_at == pytest.approx(began, abs=5)
+    assert got.record.created_at == pytest.approx(began, abs=60)
+    assert got.record.started_at == pytest.approx(began, abs=60)
     assert await append(job_log, 1, "a") == ("OK", 1)
 
 
@@ -408,12 +408,12 @@ async def test_cancel_of_a_queued_job_ends_it(job_log: OpenedLog) -> None:
     last = decode(await job_log.last("job") or b"")
     assert isinstance(last, Cancelled)
     assert (last.sequence_number, last.attempt, last.cancel.reason) == (2, 0, "r")
-    assert last.cancel.requested_at == pytest.approx(time.time(), abs=5)
+    assert last.cancel.requested_at == pytest.approx(time.time(), abs=60)
     assert last.cancel.upstream_closed_at is None
     record = await job_log.record("job")
     assert record is not None
     assert (record.status, record.request) == ("cancelled", None)
-    assert record.finished_at == pytest.approx(time.time(), abs=5)
+    assert record.finished_at == pytest.approx(time.time(), abs=60)
     remaining = await ttls(job_log, "dw:{job}:*")
     assert all(0 < remaining[key] <= 50 for key in ("dw:{job}:meta", "dw:{job}:log"))
     assert await claim(job_log, request=BODY) == Claim(code="ENDED", status="cancelled")
@@ -457,7 +457,7 @@ async def test_cancel_of_a_running_job_tells_its_worker(job_log: OpenedLog) -> N
     request = decode_cancel(value)
     assert request is not None
     assert request.reason == "r"
-    assert request.requested_at == pytest.approx(time.time(), abs=5)
+    assert request.requested_at == pytest.approx(time.time(), abs=60)
 
 
 async def test_cancel_of_an_ended_job_changes_nothing(job_log: OpenedLog) -> None:
@@ -1134,10 +1134,10 @@ class JobLogMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("kind", ["fakeredis", "server"])
-def test_any_sequence_of_calls_answers_as_the_model(kind: str, redis_server: RedisServer) -> None:
+def test_any_sequence_of_calls_answers_as_the_model(kind: str, redis_url: str) -> None:
     """No hole, no repeat, at most one terminal event, the last, and only `cancelled` after a cancel."""
     with asyncio.Runner() as runner:
-        opened = open_job_log(kind, redis_server.url)
+        opened = open_job_log(kind, redis_url)
         log = runner.run(opened.__aenter__())
         machine = type("Machine", (JobLogMachine,), {"runner": runner, "log": log})
         try:

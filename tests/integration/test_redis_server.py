@@ -164,13 +164,19 @@ def test_a_server_that_never_listens_is_given_up(
 ) -> None:
     """The wait for a program that neither ends nor answers has a deadline, and the program is ended."""
     monkeypatch.setattr(redis_server, "START_TIMEOUT_S", 0.2)
-    directory = tmp_path_factory.mktemp("program")
-    program = directory / "hangs"
-    program.write_text(f"#!/bin/sh\necho $$ > {directory}/pid\nexec sleep 60\n")
+    program = tmp_path_factory.mktemp("program") / "hangs"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
+    server, pids = RedisServer(program=str(program)), list[int]()
+
+    def silence() -> bool:
+        pids.append(server.pid)
+        return False
+
+    monkeypatch.setattr(server, "_answers", silence)
     with pytest.raises(NoRedisServerError):
-        RedisServer(program=str(program)).start()
-    assert not is_running(int((directory / "pid").read_text()))
+        server.start()
+    assert not is_running(pids[0])
 
 
 def test_without_a_program_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +220,11 @@ def test_an_interrupt_while_it_starts_leaves_nothing(monkeypatch: pytest.MonkeyP
     """Ctrl-C between the start of the process and its first answer ends the process."""
     server, pids = RedisServer(), []
 
-    def interrupt(_: float) -> None:
+    def interrupt() -> bool:
         pids.append(server.pid)
-        monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("time.sleep", interrupt)
+    monkeypatch.setattr(server, "_answers", interrupt)
     try:
         with pytest.raises(KeyboardInterrupt), server:
             pass

@@ -154,8 +154,8 @@ async def test_nobody_watching_interrupts_the_wait(bench: Bench) -> None:
 
 async def test_the_total_deadline_holds_through_the_waits(bench: Bench) -> None:
     """The first delta's clock does not run in them, the total one does."""
-    body = request(fault="status", status=500, fail_first=1, deltas=3, first_delta_s=0.2)
-    options = {"first_delta_timeout_s": 0.4}
+    body = request(fault="status", status=503, retry_after="2", fail_first=1, deltas=3, first_delta_s=0.2)
+    options = {"first_delta_timeout_s": 1.5}
     assert await bench.run("job", body, options) == Outcome("completed")
 
 
@@ -238,8 +238,8 @@ async def test_the_time_that_a_job_was_parked_counts(bench: Bench) -> None:
     await park(bench, body, timeout_s=100)
     record = await bench.log.record("job")
     assert record is not None
-    assert record.attempt_began_at == pytest.approx(time.time(), abs=5)
-    await bench.redis.hset(META, mapping={"not_before": 1, "attempt_began_at": time.time() - 99.5})
+    assert record.attempt_began_at == pytest.approx(time.time(), abs=DEADLINE_S)
+    await bench.redis.hset(META, mapping={"not_before": 1, "attempt_began_at": time.time() - 98})
     assert await bench.run("job") == Outcome("incomplete")
     assert (await bench.ended("job"))[-1]["incomplete_details"] == {"reason": "total_timeout"}
 
@@ -414,14 +414,16 @@ async def test_a_job_that_redis_lost_before_it_was_parked_is_written_again(
 async def test_a_parked_jobs_log_that_is_lost_is_healed_by_the_next_claims_worker(bench: Bench) -> None:
     """What stood in it before the first delta is a snapshot of nothing."""
     fault: dict[str, Any] = {"fault": "status", "status": 429, "retry_after": "30", "fail_first": 1}
-    await park(bench, request(deltas=200, rate=200, **fault))
+    await park(bench, request(deltas=100_000, rate=200, **fault))
     await due(bench)
     task = bench.start("job")
     await bench.deltas("job", 5)
     await bench.redis.delete("dw:{job}:log")
-    assert await task == Outcome("completed")
+    await bench.deltas("job", 10)
+    await bench.log.cancel("job", reason="enough")
+    assert await task == Outcome("cancelled")
     last = json.loads((await bench.lines("job"))[-1])
-    assert (last["type"], bool(content(last))) == ("completed", True)
+    assert (last["type"], bool(content(last))) == ("cancelled", True)
 
 
 # -- several upstreams, and their limits
@@ -492,8 +494,8 @@ async def test_no_more_streams_at_a_time_than_the_upstream_takes(redis_url: str)
                     await asyncio.sleep(0.002)
 
             async with in_background(look()):
-                options = {"first_delta_timeout_s": 0.6}
-                body = request(deltas=2, first_delta_s=0.2)
+                options = {"first_delta_timeout_s": 1.6}
+                body = request(deltas=2, first_delta_s=0.5)
                 tasks = [bench.start(f"job-{n}", body, options) for n in range(8)]
                 outcomes = await asyncio.gather(*tasks)
             assert set(outcomes) == {Outcome("completed")}
@@ -510,7 +512,7 @@ async def test_whoever_waits_for_a_place_can_be_cancelled_and_has_a_deadline(red
             waiting = bench.start("job", request(deltas=1))
             late = bench.start("late", request(deltas=1), {"timeout_s": 0.5})
             next_one = bench.start("next", request(deltas=1))
-            await until(lambda: len(bench.runs) == 4)
+            await until(lambda: bench.runs.keys() >= {"job", "next"})
             await bench.log.cancel("job", reason="bored")
             assert await waiting == Outcome("cancelled")
             assert (await bench.ended("job"))[-1]["cancel"]["upstream_closed_at"] is None

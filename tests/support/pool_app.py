@@ -13,8 +13,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from celery import Celery, signals
@@ -24,6 +24,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from deltawire_worker.pool import await_, cancellation
 from deltawire_worker.visibility import VisibilityRenewal
@@ -103,10 +104,10 @@ def log_from_hub(name: str, entry: str) -> None:
         redis.rpush(name, entry)
 
 
-async def logged_sleep(name: str, seconds: float) -> str:
+async def logged_wait(name: str, wait: Callable[[], Awaitable[None]]) -> str:
     try:  # around the first entry too: a test that sees it may cancel before its reply is here
         await log(name, "started")
-        await asyncio.sleep(seconds)
+        await wait()
     except asyncio.CancelledError:
         reason = cancellation()
         await log(name, f"cancelled:{reason and reason.name}")
@@ -118,9 +119,23 @@ async def logged_sleep(name: str, seconds: float) -> str:
     return name
 
 
+async def until_told(name: str) -> None:
+    while True:
+        with suppress(RedisError):  # it may be away for a while
+            if await _resources["redis"].exists(f"go:{name}"):
+                return
+        await asyncio.sleep(0.05)
+
+
 @task("sleep")
 def sleep(name: str, seconds: float) -> str:
-    return await_(logged_sleep(name, seconds))
+    return await_(logged_wait(name, lambda: asyncio.sleep(seconds)))
+
+
+@task("hold")
+def hold(name: str) -> str:
+    """Ends when there is a key `go:<name>`, and not before."""
+    return await_(logged_wait(name, lambda: until_told(name)))
 
 
 @task("two_awaits", bind=True)
@@ -165,7 +180,7 @@ def append(value: str, name: str) -> None:
 @task("soft_limited")
 def soft_limited(name: str, seconds: float) -> None:
     try:
-        await_(logged_sleep(name, seconds))
+        await_(logged_wait(name, lambda: asyncio.sleep(seconds)))
     except SoftTimeLimitExceeded:
         await_(log(name, "soft limit"))
 
