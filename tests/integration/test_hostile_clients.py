@@ -333,7 +333,7 @@ async def test_half_open_handshakes_and_slow_headers(relay: RelayProcess, jobs: 
 
         dripping = asyncio.create_task(drip())
         assert relay.rss_bytes - before < 32 * MIB
-        answers = [await peer.rest() for peer in peers]
+        answers = await asyncio.gather(*(peer.rest() for peer in peers))
         dripping.cancel()
     assert {answer.partition(b"\r\n")[0] for answer in answers[0::3]} == {b""}
     assert {answer.partition(b"\r\n")[0] for answer in answers[2::3]} == {b"HTTP/1.1 408 Request Timeout"}

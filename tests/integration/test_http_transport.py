@@ -38,7 +38,7 @@ def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
     """Run an async test on asyncio and on uvloop, and then look for what it left behind."""
 
     async def run(*args: Any, **kwargs: Any) -> None:
-        await asyncio.wait_for(test(*args, **kwargs), 30)
+        await asyncio.wait_for(test(*args, **kwargs), 100)
         for _ in range(3):
             await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -107,9 +107,9 @@ class Peer:
         self.writer.transport.abort()
 
     async def sees_close(self) -> bool:
-        """Wait up to 2 s for the client to close; nobody times out by himself that fast."""
+        """Wait up to 20 s for the client to close; nobody times out by himself that fast."""
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 while await self.reader.read(65536):
                     pass
         except ConnectionError:
@@ -137,7 +137,7 @@ class Server:
         self.closed.set()
 
     async def saw_close(self) -> bool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.closed.wait()
         return self.closes[-1]
 
@@ -218,7 +218,7 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def client_of(kind: str = "deltawire", **options: Any) -> httpx.AsyncClient:
-    timeout = options.pop("timeout", 5.0)
+    timeout = options.pop("timeout", 60.0)
     return httpx.AsyncClient(transport=make_transport(kind, **options), timeout=timeout)
 
 
@@ -227,11 +227,19 @@ def ours(client: httpx.AsyncClient) -> StreamTransport:
     return client._transport
 
 
+async def standing_still(number: Callable[[], int]) -> int:
+    """Waits until a number has not changed for a while; which it is then."""
+    seen = -1
+    while seen != (seen := number()):  # noqa: ASYNC110 # what does not happen has no event
+        await asyncio.sleep(0.3)
+    return seen
+
+
 async def next_piece(stream: AsyncIterator[bytes]) -> bytes:
     return await anext(stream)
 
 
-async def settled(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+async def settled(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
     """Wait for something that the other end of a socket brings about."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -345,8 +353,8 @@ async def test_an_early_error_ends_an_upload_that_the_server_does_not_read() -> 
         await peer.send(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
         await server.expect_close(peer)
 
-    async with serving(refuse) as server, client_of(timeout=20.0) as client:
-        async with asyncio.timeout(5):
+    async with serving(refuse) as server, client_of() as client:
+        async with asyncio.timeout(30):
             response = await client.post(server.url, content=b"x" * 20_000_000)
         assert response.status_code == 401
         assert await server.saw_close()  # the request is unfinished: nothing can follow it
@@ -624,7 +632,7 @@ async def test_a_response_that_is_closed_ends_its_push() -> None:
             await asyncio.sleep(0.01)
             await response.aclose()
             with pytest.raises(httpx.ReadError):
-                await asyncio.wait_for(push, 1)
+                await asyncio.wait_for(push, 30)
             with pytest.raises(httpx.ReadError):
                 await pushing(response).push(lambda _: True)
         assert await server.saw_close()
@@ -751,10 +759,7 @@ async def test_a_slow_reader_stops_the_server() -> None:
     ):
         (connection,) = ours(client)._connections
         assert await settled(lambda: connection._is_read_paused)
-        await asyncio.sleep(0.3)
-        before = sent
-        await asyncio.sleep(0.3)
-        assert sent == before < total  # the server waits for us
+        assert await standing_still(lambda: sent) < total  # the server waits for us
         assert connection._unread_bytes <= http_connection.MAX_UNREAD_BYTES + 256 * 1024
         received = 0
         async for piece in response.aiter_raw():
@@ -806,7 +811,7 @@ async def test_five_hundred_streams_at_once(kind: str) -> None:
         async with client.stream("GET", f"{server.url}/{number}") as response:
             return b"".join([piece async for piece in response.aiter_raw()])
 
-    async with serving(handler) as server, client_of(kind, timeout=20.0) as client:
+    async with serving(handler) as server, client_of(kind) as client:
         bodies = await asyncio.gather(*(read(number) for number in range(count)))
         assert bodies == [b"/%d" % number * 5 for number in range(count)]
         assert len(server.peers) == count
@@ -1033,7 +1038,7 @@ async def test_read_time_out_before_the_head(kind: str) -> None:
     """The server says nothing; it sees the connection close at once."""
     async with serving(once(b"", close=False)) as server, client_of(kind) as client:
         with pytest.raises(httpx.ReadTimeout):
-            await client.get(server.url, timeout=httpx.Timeout(5, read=0.1))
+            await client.get(server.url, timeout=httpx.Timeout(60, read=0.1))
         assert await server.saw_close()
 
 
@@ -1045,22 +1050,22 @@ async def test_read_time_out_is_the_longest_silence(kind: str) -> None:
     async def handler(server: Server, peer: Peer) -> None:
         await server.request(peer)
         await peer.send(CHUNKED)
-        for byte in b"1;extension\r\nx\r\n" * 2:
-            await asyncio.sleep(0.05)
+        for byte in b"1;ext\r\nx\r\n" * 2:
+            await asyncio.sleep(0.1)
             await peer.send(bytes([byte]))
         await server.expect_close(peer)
 
     async with serving(handler) as server, client_of(kind) as client:
         loop, received = asyncio.get_running_loop(), b""
         started_at = loop.time()
-        async with client.stream("GET", server.url, timeout=httpx.Timeout(5, read=0.3)) as response:
+        async with client.stream("GET", server.url, timeout=httpx.Timeout(60, read=1.0)) as response:
             stream = response.aiter_raw()
             while len(received) < 2:
                 received += await anext(stream)
             with pytest.raises(httpx.ReadTimeout):
                 await anext(stream)
         assert received == b"xx"
-        assert 1.6 < loop.time() - started_at < 5  # 32 bytes in 1.6 s, 0.8 s per byte of body, then silence
+        assert 2.0 < loop.time() - started_at < 60  # 20 bytes in 2 s, 1 s per byte of body, then silence
         assert await server.saw_close()
 
 
@@ -1072,15 +1077,15 @@ async def test_a_slow_reader_is_no_silence(kind: str) -> None:
     async def handler(server: Server, peer: Peer) -> None:
         await server.request(peer)
         await peer.send(CHUNKED + b"5\r\nhello\r\n")
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1.2)
         await peer.send(b"5\r\nworld\r\n0\r\n\r\n")
 
     async with serving(handler) as server, client_of(kind) as client:
-        timeout = httpx.Timeout(5, read=0.2)
+        timeout = httpx.Timeout(60, read=1.0)
         async with client.stream("GET", server.url, timeout=timeout) as response:
             stream = response.aiter_raw()
             assert await anext(stream) == b"hello"
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1.5)
             assert b"".join([piece async for piece in stream]) == b"world"
 
 
@@ -1095,7 +1100,7 @@ async def test_write_time_out(kind: str) -> None:
 
     async with serving(handler) as server, client_of(kind) as client:
         with pytest.raises(httpx.WriteTimeout) as caught:
-            await client.post(server.url, content=b"x" * 50_000_000, timeout=httpx.Timeout(5, write=0.2))
+            await client.post(server.url, content=b"x" * 50_000_000, timeout=httpx.Timeout(60, write=0.2))
         assert caught.value.__cause__ is not None
         if kind == "deltawire":  # also while the server still does not read
             assert await settled(lambda: is_at_rest(ours(client)))
@@ -1110,7 +1115,7 @@ async def test_pool_time_out() -> None:
         async with httpx.AsyncClient(transport=transport) as client:
             async with client.stream("GET", server.url):
                 with pytest.raises(httpx.PoolTimeout):
-                    await client.get(server.url, timeout=httpx.Timeout(5, pool=0.1))
+                    await client.get(server.url, timeout=httpx.Timeout(60, pool=0.1))
             async with client.stream("GET", server.url):
                 pass
             assert await settled(lambda: is_at_rest(transport))
@@ -1137,7 +1142,7 @@ async def test_connect_time_out(kind: str) -> None:
     with full_listener() as port:
         async with client_of(kind) as client:
             with pytest.raises(httpx.ConnectTimeout):
-                await client.get(f"http://127.0.0.1:{port}", timeout=httpx.Timeout(5, connect=0.2))
+                await client.get(f"http://127.0.0.1:{port}", timeout=httpx.Timeout(60, connect=0.2))
             if kind == "deltawire":
                 assert is_at_rest(ours(client))
 
@@ -1153,7 +1158,7 @@ async def test_connect_time_out_covers_tls(kind: str) -> None:
     async with serving(handler) as server, client_of(kind) as client:
         url = server.url.replace("http:", "https:")
         with pytest.raises(httpx.ConnectTimeout):
-            await client.get(url, timeout=httpx.Timeout(5, connect=0.2))
+            await client.get(url, timeout=httpx.Timeout(60, connect=0.2))
         assert await server.saw_close()
 
 
@@ -1201,7 +1206,7 @@ async def test_the_next_address_is_tried_when_one_is_silent(monkeypatch: pytest.
             )
             started_at = loop.time()
             assert (await client.get("http://gateway.test")).text == "hello"
-            assert 0.2 < loop.time() - started_at < 2
+            assert 0.2 < loop.time() - started_at < 30
 
 
 @on_each_loop
@@ -1258,7 +1263,7 @@ async def test_closing_a_response_while_another_task_reads_it() -> None:
             await asyncio.sleep(0.01)
             await response.aclose()
             with pytest.raises(httpx.ReadError):
-                await asyncio.wait_for(reader, 1)
+                await asyncio.wait_for(reader, 30)
         assert await server.saw_close()
 
 
@@ -1312,7 +1317,7 @@ async def test_cancelling_at_each_await_closes_the_connection(kind: str, stage: 
                     pass
 
         reader = asyncio.create_task(read())
-        await asyncio.wait_for(server.reached.wait(), 5)
+        await asyncio.wait_for(server.reached.wait(), 30)
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
@@ -1354,7 +1359,7 @@ async def test_cancelling_at_every_step_of_the_loop(
                 steps += 1
             assert steps > (4 if step_s == 0 else 1)  # it did cut in several places
             # Every permit is back: another request would otherwise wait for ever.
-            assert (await client.get(url, timeout=httpx.Timeout(5, pool=0.5))).text == "hello"
+            assert (await client.get(url, timeout=httpx.Timeout(60, pool=5))).text == "hello"
         assert await settled(lambda: all(peer.writer.transport.is_closing() for peer in server.peers))
 
 
@@ -1480,8 +1485,5 @@ async def test_a_slow_reader_stops_a_tls_server(secure: Tls) -> None:
         client_of(context=secure.client) as client,
         client.stream("GET", server.url) as response,
     ):
-        await asyncio.sleep(0.5)
-        before = sent
-        await asyncio.sleep(0.3)
-        assert sent == before < total
+        assert await standing_still(lambda: sent) < total
         assert sum([len(piece) async for piece in response.aiter_raw()]) == total

@@ -60,7 +60,7 @@ def test_the_depth_leaves_out_what_a_worker_holds(app: Celery) -> None:
     sender = TaskSender(app)
     sender.send("a")
     with app.connection() as connection, connection.SimpleQueue(app.amqp.queues[QUEUE]) as held:
-        held.get(timeout=5)
+        held.get(timeout=60)
         assert sender.depth() == 0
 
 
@@ -70,7 +70,7 @@ def test_many_threads_may_send_and_ask(app: Celery) -> None:
     begin = threading.Barrier(16)
 
     def work(number: int) -> list[int]:
-        begin.wait(10)
+        begin.wait(60)
         depths = []
         for message in range(5):
             sender.send(f"{number}-{message}")
@@ -104,7 +104,7 @@ def test_a_priority_is_the_messages_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
         for priority in (9, 3, 0):
             sender.send("a", priority=priority)
         with app.connection() as connection, connection.SimpleQueue(app.amqp.queues[QUEUE]) as queue:
-            found = [queue.get(timeout=5).properties.get("priority") for _ in range(3)]
+            found = [queue.get(timeout=60).properties.get("priority") for _ in range(3)]
         assert [sender.priority_of(number or 0) for number in found] == [9, 3, 0]
         assert sender.priority_of(None) == 9
 
@@ -118,7 +118,7 @@ def test_the_client_declares_the_queue_as_we_do(rabbitmq: RabbitMQ) -> None:
             job = client.submit({"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
         TaskSender(ours).send("another")
         with ours.connection() as connection, connection.SimpleQueue(ours.amqp.queues[QUEUE]) as queue:
-            message = queue.get(timeout=5)
+            message = queue.get(timeout=60)
     assert (message.headers["id"], message.headers["kwargsrepr"]) == (job.id, "")
 
 

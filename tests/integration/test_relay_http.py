@@ -17,6 +17,7 @@ from deltawire.events import Output, ParseError
 from deltawire.keys import Keys
 from deltawire.redis_server import RedisServer, free_port
 from deltawire_relay import hub as hub_module
+from deltawire_relay import jobs as jobs_module
 from deltawire_relay import server as server_module
 from tests.support.producer import REQUEST, USAGE, Producer, completion, producer
 from tests.support.readers import WAIT_S, http_client, read_job, websocket
@@ -249,8 +250,11 @@ async def test_a_queued_job_is_cancelled_at_once(http: httpx.AsyncClient, jobs: 
     assert await jobs.log.top(job.job_id) == 2
 
 
-async def test_a_running_job_that_ends_in_time_is_delivered(http: httpx.AsyncClient, jobs: Producer) -> None:
-    """The answer waits for the worker's terminal event (§5.4)."""
+async def test_a_running_job_that_ends_in_time_is_delivered(
+    redis_server: RedisServer, jobs: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer waits for the worker's terminal event (§5.4); here for longer than a second."""
+    monkeypatch.setattr(jobs_module, "CANCEL_WAIT_S", WAIT_S)
     job = await jobs.running("a")
 
     async def obey() -> None:
@@ -258,8 +262,11 @@ async def test_a_running_job_that_ends_in_time_is_delivered(http: httpx.AsyncCli
             await asyncio.sleep(0.005)
         await job.end("cancelled")
 
-    async with asyncio.timeout(WAIT_S):
-        answer, _ = await asyncio.gather(http.post(f"/v1/jobs/{job.job_id}/cancel"), obey())
+    async with (
+        relay_in_process(redis_server.url, monkeypatch) as address,
+        http_client(base_url=f"http://{address}") as client,
+    ):
+        answer, _ = await asyncio.gather(client.post(f"/v1/jobs/{job.job_id}/cancel"), obey())
     assert answer.json() == {"status": "cancelled", "cancelled_from": "in_progress", "delivered": True}
 
 
@@ -499,6 +506,8 @@ async def test_redis_away_is_503_and_comes_back(monkeypatch: pytest.MonkeyPatch)
                 while (await client.get("/readyz")).status_code != 503:  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.02)
             assert (await client.get("/healthz")).status_code == 200
+            monkeypatch.setattr(redis_client, "COMMAND_TIMEOUT_S", WAIT_S)
+            monkeypatch.setattr(hub_module, "OPEN_TIMEOUT_S", WAIT_S)
             with RedisServer(port=port):
                 async with producer(url) as jobs:
                     job = await jobs.ended("a")

@@ -111,7 +111,7 @@ async def test_readers_lose_nothing_while_pub_sub_connections_are_killed(
     """The feed's connection is cut again and again; every reader still sees every event once (§4.3)."""
     relay, randomness = own_relay, random.Random(13)
     async with (
-        asyncio.timeout(15),
+        asyncio.timeout(90),
         producer(redis_server.url) as jobs,
         redis.asyncio.Redis.from_url(redis_server.url) as client,
     ):
@@ -172,7 +172,7 @@ async def at_the_moment_of_loss(feed: Feed, act: Callable[[], None]) -> None:
 
     connection.abort()  # its connection_lost runs in the next step of the loop,
     loop.call_soon(run)  # this right after it,
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await done  # and the link's task in the step after that
 
 
@@ -202,7 +202,7 @@ async def test_a_subscription_at_the_moment_of_loss_lets_the_loop_run(feed: Feed
     assert connection is not None
     connection.abort()  # its connection_lost runs in the next step of the loop, this task right after it
     subscribing = asyncio.create_task(feed.subscribe("dw:{a}:events", _Deaf()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await subscribing
 
 
