@@ -123,6 +123,12 @@ class Scenario:
         """Waits until every subscription is over, or that long: what is not over then counts as unended."""
         await self.crowd.over(timeout_s)
 
+    async def cancel(self, relay: str) -> None:
+        """Ends all jobs, whose streams would go on and on, at a relay ("host:port")."""
+        for job_id in self.jobs:
+            answer = await self.crowd.http.post(f"http://{relay}/v1/jobs/{job_id}/cancel")
+            assert answer.status_code == 200, answer.text
+
     async def read_logs(self) -> dict[str, list[bytes]]:
         """The events that Redis has now of all jobs; of none where a log is gone."""
         keys = Keys()

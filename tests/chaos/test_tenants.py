@@ -6,7 +6,7 @@ import signal
 import httpx
 from redis import Redis
 
-from tests.support.system import System, check_whole, eventually, request, watch
+from tests.support.system import WAIT_S, System, check_whole, eventually, request, watch
 
 PLACES = 4
 LIMITS = {"DELTAWIRE_TENANT_MAX_RUNNING": str(PLACES)}
@@ -16,7 +16,7 @@ JOBS = 24
 async def submit_until_killed(system: System, job_ids: list[str]) -> None:
     """Jobs of half a second over one connection at a time, for as long as the relay lives."""
     body = {"request": request(deltas=10, rate=20)}
-    async with httpx.AsyncClient(trust_env=False, base_url=system.relay_url) as client:
+    async with httpx.AsyncClient(trust_env=False, base_url=system.relay_url, timeout=WAIT_S) as client:
         while True:
             try:
                 job_ids.append((await client.post("/v1/jobs", json=body)).json()["id"])
