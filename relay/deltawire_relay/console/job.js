@@ -191,7 +191,7 @@ export class JobView {
         this.#notice(`Its worker was lost: a new attempt begins (${message.reason}).`, "wait");
         break;
       case "delta":
-        if (!this.deltas) this.#notice("");
+        if (!this.deltas && $("notice").dataset.kind === "wait") this.#notice(""); // a refusal stays
         this.deltas += 1;
         this.first ??= message.created_at;
         this.#add(message.chunk);
