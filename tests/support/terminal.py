@@ -69,6 +69,7 @@ class Terminal:
             self.process.stdin.write(stdin)
             self.process.stdin.close()
         self.shown = ""
+        self._data = b""
         os.set_blocking(self._keys, False)
 
     def press(self, keys: bytes) -> None:
@@ -97,7 +98,8 @@ class Terminal:
         """Takes what is there; false at the end."""
         try:
             while data := os.read(self._keys, 65_536):
-                self.shown += data.decode(errors="replace").replace("\r\n", "\n")
+                self._data += data  # a read may end within a character, or a line end
+                self.shown = self._data.decode(errors="replace").replace("\r\n", "\n")
         except BlockingIOError:
             return True
         except OSError:  # EIO: nobody has the other side any more
