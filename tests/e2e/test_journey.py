@@ -124,11 +124,11 @@ async def test_a_running_job_is_cancelled(system: System, way: Any) -> None:
     assert terminal["completion"]["choices"][0]["message"]["content"]
     assert terminal["cancel"]["upstream_closed_at"] is not None
     if answer:
-        assert (answer["status"], answer["cancelled_from"], answer["delivered"]) == (
-            "cancelled",
-            "in_progress",
-            True,
-        )
+        assert answer["cancelled_from"] == "in_progress"
+        # Its worker has a second to be heard, which may be too short on a busy machine.
+        assert (answer["status"], answer["delivered"]) in {("cancelled", True), ("in_progress", False)}
+    again = await cancel(system, job_id)
+    assert again == {"status": "cancelled", "cancelled_from": None, "delivered": True}
     (record,) = await gateway_records(system, job_id)
     assert record["closed_by"] == "client"
     assert record["sent_deltas"] < 2_000
