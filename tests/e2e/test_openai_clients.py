@@ -35,15 +35,13 @@ GRACE_S = 2.0
 THINKING = "test_a_model_that_thinks_for_long"
 #: Headers wait for the first chunk for 15 s.
 THINKS_S = 17
-#: The last moment at which the worker knew of a reader lies a delta or so before a client's leaving.
-EARLIER_S = 0.5
 
 ASK: dict[str, Any] = {
     "model": "gpt-5.4",
     "messages": [{"role": "user", "content": "Write a haiku about streaming."}],
 }
-#: Half a minute of it, so that there is something to go away from.
-LONG = {"deltas": 600, "rate": 20}
+#: Minutes of it, so that there is something to go away from, however slow the machine is.
+LONG = {"deltas": 6_000, "rate": 20}
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +268,7 @@ async def check_closed(system: System, job_id: str, left_at: float) -> None:
     assert record["sent_deltas"] < record["total_deltas"]
     after_s = record["closed_at"] - left_at
     print(f"the gateway's connection was closed {after_s:.2f} s after the client had left")
-    assert after_s > GRACE_S - EARLIER_S
+    assert after_s > GRACE_S
     terminal = (await watch(system, job_id, token=KEY))[-1]
     assert terminal["type"] == "cancelled", terminal
     assert terminal["cancel"]["reason"] == "abandoned"

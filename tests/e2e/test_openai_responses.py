@@ -24,8 +24,8 @@ from tests.support.system import WAIT_S, System, gateway_records
 KEYS = Keyring(app=("acme", ("submit", "read", "cancel")))
 KEY = KEYS["app"]
 PROMPT = "Write a haiku about streaming."
-#: Half a minute of it, so that there is something to cut.
-LONG = {"deltas": 600, "rate": 20}
+#: Minutes of it, so that there is something to cut, however slow the machine is.
+LONG = {"deltas": 6_000, "rate": 20}
 TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 
 
@@ -76,8 +76,12 @@ async def run(*command: str) -> str:
 async def test_the_programs_resume_and_cancel(system: System) -> None:
     """Those of examples/openai lose their connection, go on, and cancel another one."""
     at = door(system)
-    assert await run(sys.executable, "-c", at.example("background.py")) == f"{HAIKU}\ncancelled\n"
-    assert await run_with_openai_sdk(at.example("background.mjs")) == f"{HAIKU}\ncancelled\n"
+    said = [
+        await run(sys.executable, "-c", at.example("background.py")),
+        await run_with_openai_sdk(at.example("background.mjs")),
+    ]
+    # The second is what the gateway's closing takes longer than the second for which a cancel waits.
+    assert set(said) <= {f"{HAIKU}\ncancelled\n", f"{HAIKU}\nin_progress\n"}
 
 
 async def test_the_readme_does_what_it_says(system: System) -> None:
@@ -114,7 +118,7 @@ def test_a_stream_that_is_cut_again_and_again(clients: list[OpenAI]) -> None:
 
 
 async def test_a_relay_is_killed_in_mid_stream(system: System) -> None:
-    """The client sees its connection break, and goes on from its number at another relay."""
+    """The client sees its connection break, and goes on from its number at another relay, to its end."""
     events: list[Any] = []
     async with door(system, 0).async_sdk() as first, door(system, 1).async_sdk() as second:
         stream = await first.responses.create(
@@ -122,7 +126,7 @@ async def test_a_relay_is_killed_in_mid_stream(system: System) -> None:
             input=PROMPT,
             background=True,
             stream=True,
-            extra_body=scripted(deltas=80, rate=40),
+            extra_body=scripted(**LONG),
         )
 
         async def read(stream: Any) -> None:
@@ -130,6 +134,8 @@ async def test_a_relay_is_killed_in_mid_stream(system: System) -> None:
                 events.append(event)
                 if len(events) == 20:
                     system.relays[0].stop(at_once=True)
+                elif len(events) == 60:
+                    await second.responses.cancel(events[0].response.id)
 
         with pytest.raises(openai.APIConnectionError):
             await read(stream)
@@ -159,11 +165,16 @@ async def test_it_is_cancelled_while_it_streams(system: System) -> None:
             if len(events) == 10:
                 cancelled = await client.responses.cancel(events[0].response.id)
         response = check_whole(events)
-        assert response == cancelled
+        # A cancel waits a second for the end.
+        assert cancelled == response or cancelled.status == "in_progress"
         assert response.status == "cancelled"
         assert response.output_text == text_of(events)
         assert await client.responses.cancel(response.id) == response
-        (record,) = await gateway_records(system, response.id.removeprefix("resp_"))
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                (record,) = await gateway_records(system, response.id.removeprefix("resp_"))
+                if record["closed_by"]:
+                    break
         assert record["closed_by"] == "client"
         assert record["sent_deltas"] < record["total_deltas"]
 

@@ -59,7 +59,7 @@ def test_a_job_that_was_cancelled_says_so(system: System) -> None:
     with deltawire.Client(system.relay_url) as client, deltawire.Client(system.relay_url) as other:
         job = client.submit(request(deltas=100_000, rate=50))
         for _ in job.text():
-            assert other.cancel(job.id, reason="enough").status == "cancelled"
+            assert other.cancel(job.id, reason="enough").cancelled_from == "in_progress"
             break
         with pytest.raises(deltawire.JobCancelledError, match="enough") as caught:
             job.result(timeout_s=30)
