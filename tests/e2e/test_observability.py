@@ -92,6 +92,7 @@ def queries() -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(300)
 async def test_every_query_returns_data(system: System, prometheus: Prometheus) -> None:
     """Each panel's and each alert's, under load: at least one number, and no rule with an error."""
     missing = queries()
@@ -111,7 +112,7 @@ async def test_every_query_returns_data(system: System, prometheus: Prometheus) 
             await asyncio.sleep(0.5)
 
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await until_found()
     except TimeoutError:
         pytest.fail("no data for\n" + "\n".join(f"{where}\n    {query}" for where, query in missing.items()))
@@ -129,8 +130,9 @@ async def test_an_alert_fires_where_there_is_no_worker(system: System, prometheu
     for worker in system.workers:
         worker.stop(at_once=True)
 
-    def states() -> dict[str, str]:
-        return {rule["name"]: rule["state"] for rule in prometheus.rules() if rule["type"] == "alerting"}
+    def states() -> tuple[str, str]:
+        of = {rule["name"]: rule["state"] for rule in prometheus.rules() if rule["type"] == "alerting"}
+        return of["DeltawireNoWorker"], of["DeltawireNoRelay"]
 
-    await eventually(lambda: states()["DeltawireNoWorker"] == "pending", what="the alert")
-    assert states()["DeltawireNoRelay"] == "inactive"
+    # Where the machine is busy a scrape of the relay may be late, too, and the next one is not.
+    await eventually(lambda: states() == ("pending", "inactive"), what="the alert")

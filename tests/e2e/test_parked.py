@@ -87,9 +87,9 @@ async def test_a_parked_job_comes_back_by_itself(system: System) -> None:
     """Its message is acknowledged, sent again when it is due, and its `link` is called once, at the end."""
     with backend_app(system.broker_url) as backend, Redis.from_url(system.redis_url) as redis:
         link = backend.signature("some.callback", queue="parked-done")
-        job_id = await asyncio.to_thread(send_task, backend, refused_once(2), link=link)
+        job_id = await asyncio.to_thread(send_task, backend, refused_once(5), link=link)
         watching = asyncio.create_task(watch(system, job_id, timeout_s=60))
-        await eventually(lambda: redis.hget(f"dw:{{{job_id}}}:meta", "status") == b"queued", timeout_s=20)
+        await eventually(lambda: redis.hget(f"dw:{{{job_id}}}:meta", "status") == b"queued")
         assert (await show(system, job_id))["status"] == "queued"
         events = await watching
         last = check_whole(events)
@@ -97,7 +97,7 @@ async def test_a_parked_job_comes_back_by_itself(system: System) -> None:
         kinds = [event["type"] for event in events if event["type"] != "delta"]
         assert kinds == ["queued", "in_progress", "retrying", "in_progress", "completed"]
         waited_s = events[3]["created_at"] - events[2]["created_at"]
-        assert waited_s >= 2
+        assert waited_s >= 5
         assert len(await gateway_records(system, job_id)) == 2
         with backend.connection_for_read() as connection, connection.SimpleQueue("parked-done") as done:
             message = await asyncio.to_thread(done.get, timeout=20)
@@ -161,7 +161,7 @@ async def test_a_worker_that_is_stopped_hands_over_what_it_has_parked(system: Sy
     with Redis.from_url(system.redis_url) as redis:
         await eventually(lambda: redis.hexists(f"dw:{{{job_id}}}:meta", "not_before"))
         system.workers[-1].signal(signal.SIGTERM)
-        assert await asyncio.to_thread(system.workers[-1].wait, 30) == 0
+        assert await asyncio.to_thread(system.workers[-1].wait, 60) == 0
         if not system.broker_url.startswith("amqp"):
             assert redis.llen(OUR_QUEUE) == 1
         system.start_worker(configuration(system, tmp_path), before_main=SOON)

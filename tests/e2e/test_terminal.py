@@ -27,7 +27,7 @@ def chunks(*deltas: dict[str, Any], finish_reason: str = "stop") -> list[dict[st
 async def test_tokens_come_one_by_one_on_a_terminal(system: System, tmp_path: Path) -> None:
     """The text grows while the job runs; at the end it says how that went."""
     with Terminal(
-        *("submit", "-f", "Rivers", *script(tmp_path, text="one two three four five", rate=20)),
+        *("submit", "-f", "Rivers", *script(tmp_path, text="one two three four five", rate=1)),
         environment=environment_of(system),
     ) as terminal:
         job_id = await job_of(terminal)

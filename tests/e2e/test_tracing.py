@@ -176,7 +176,7 @@ async def test_a_collector_that_is_away_costs_a_line() -> None:
         for service in services:
             service.signal(signal.SIGTERM)
         for service in services:
-            assert service.wait() == 0
+            assert service.wait(60) == 0
             assert service.log.count("are late or lost") == 1
             assert "Traceback" not in service.log
             assert "secret" not in service.log

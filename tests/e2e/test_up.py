@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import httpx
 import pytest
 
 from deltawire.redis_server import free_port
+
+WAIT_S: Final = 90
+pytestmark = pytest.mark.timeout(300)
 
 
 def processes_with(marker: str) -> list[str]:
@@ -48,7 +52,7 @@ def up(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path, str
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WAIT_S
         while "deltawire is up" not in output.read_text():
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, output.read_text()
@@ -68,8 +72,8 @@ def test_up_runs_everything_and_leaves_nothing(
     """Relay, worker, gateway and Redis answer; after the signal no process is left, the exit code is 0."""
     process, url, output, marker = up
     body = {"request": {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "script": {"rate": 0}}}
-    job = httpx.post(f"{url}/v1/jobs", json=body, trust_env=False).json()
-    events = httpx.get(f"{url}/v1/jobs/{job['id']}/events", trust_env=False, timeout=30).text
+    job = httpx.post(f"{url}/v1/jobs", json=body, trust_env=False, timeout=WAIT_S).json()
+    events = httpx.get(f"{url}/v1/jobs/{job['id']}/events", trust_env=False, timeout=WAIT_S).text
     assert '"type":"completed"' in events
     assert len(processes_with(marker)) >= 4  # up, gateway, relay, worker; Redis overwrites its environment
     found = re.search(r"redis://127\.0\.0\.1:(\d+)", output.read_text())
@@ -77,7 +81,7 @@ def test_up_runs_everything_and_leaves_nothing(
     redis_address = ("127.0.0.1", int(found[1]))
     socket.create_connection(redis_address, timeout=5).close()
     process.send_signal(number)
-    assert process.wait(30) == 0, output.read_text()
+    assert process.wait(WAIT_S) == 0, output.read_text()
     assert processes_with(marker) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(redis_address, timeout=5)
@@ -108,18 +112,20 @@ def test_an_output_that_is_closed_leaves_nothing(is_window: bool) -> None:
     try:
         said = b""
         while b"deltawire is up" not in said:
-            said += os.read(window, 4_096)
+            more = os.read(window, 4_096)
+            assert more, said
+            said += more
         os.close(window)
         # A job gives the worker something to say.
         body = {
             "request": {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "script": {"rate": 0}}
         }
         url = f"http://127.0.0.1:{environment['DELTAWIRE_PORT']}/v1/jobs"
-        job = httpx.post(url, json=body, trust_env=False).json()
-        events = httpx.get(f"{url}/{job['id']}/events", trust_env=False, timeout=30).text
+        job = httpx.post(url, json=body, trust_env=False, timeout=WAIT_S).json()
+        events = httpx.get(f"{url}/{job['id']}/events", trust_env=False, timeout=WAIT_S).text
         assert '"type":"completed"' in events
         process.send_signal(signal.SIGHUP)
-        process.wait(30)
+        process.wait(WAIT_S)
         assert processes_with(marker) == []
     finally:
         if process.poll() is None:
@@ -137,7 +143,7 @@ def test_up_says_which_port_is_taken() -> None:
             env={**os.environ, "DELTAWIRE_PORT": str(taken.getsockname()[1])},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=WAIT_S,
             check=False,
         )
     assert result.returncode == 1

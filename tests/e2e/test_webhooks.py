@@ -16,6 +16,7 @@ import redis
 
 from tests.support.code_blocks import blocks
 from tests.support.system import (
+    WAIT_S,
     System,
     backend_app,
     cancel,
@@ -29,11 +30,11 @@ from tests.support.system import (
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PAGE = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
-# Times of tests: looks and leases of a second, retries at once.
+# Times of tests: looks of a second, retries at once, leases that a machine that is busy keeps.
 FAST = """
 import deltawire.log, deltawire.notices, deltawire_worker.webhooks
 deltawire.log.LOOK_S = deltawire_worker.webhooks.LOOK_S = 0.5
-deltawire.notices.LEASE_S = 2
+deltawire.notices.LEASE_S = 5
 deltawire_worker.webhooks.RETRIES_S = (0.2, 0.2)
 """
 # It tells nothing, and dies before it can keep what is to be told of an end that it has written.
@@ -148,7 +149,7 @@ async def test_ends_that_nobody_could_keep_are_found(
     dying = system.start_worker(before_main=DIES_AT_ENDS)
     streamed = await submit(system, request("hello", deltas=3), {"metadata": {"a": "b"}})
     await watch(system, streamed)
-    assert dying.wait() == -signal.SIGKILL
+    assert dying.wait(WAIT_S) == -signal.SIGKILL
     system.start_worker(before_main=FAST)
     (call,) = await eventually(lambda: receiver.of(in_queue))
     assert verify(SECRET, call.headers, call.body)["type"] == "job.cancelled"
