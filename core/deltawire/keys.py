@@ -25,6 +25,9 @@ SENDING_S: Final = 5.0
 INDEX_TTL_S: Final = 172_800
 """How long the sets across jobs outlive their last use."""
 
+RANDOM_KEY: Final = "random-"
+"""How an Idempotency-Key begins that a client has made for a single call (PROTOCOL.md §5.2)."""
+
 
 def is_job_id(job_id: str) -> bool:
     """Whether `job_id` may name a job. Anything else is refused: braces would spread its keys over slots."""

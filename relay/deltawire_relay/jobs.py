@@ -14,7 +14,7 @@ from deltawire.codec import decode, sequence_number_of
 from deltawire.errors import RedisUnavailableError, WireError
 from deltawire.events import TERMINAL_STATUSES, TerminalEvent
 from deltawire.job_object import job_object, job_summary
-from deltawire.keys import is_job_id
+from deltawire.keys import RANDOM_KEY, is_job_id
 from deltawire.log import JobLog, Submitted
 from deltawire.log_fold import LogFold, fold_pages
 from deltawire.messages import CancelResult
@@ -101,7 +101,8 @@ class Jobs:
         if idempotency_key is None:
             return uuid.uuid4().hex
         subject = "" if principal.is_key else f"{principal.subject}\0"  # which no header and no name can hold
-        return hashlib.sha256(f"{_tenant(principal)}\0{subject}{idempotency_key}".encode()).hexdigest()
+        made = hashlib.sha256(f"{_tenant(principal)}\0{subject}{idempotency_key}".encode()).hexdigest()
+        return made[:32] if idempotency_key.startswith(RANDOM_KEY) else made  # each event repeats the id
 
     async def submit(
         self,

@@ -175,8 +175,8 @@ async def test_a_result_that_cannot_be_asked_for_is_given_up(
         raise deltawire.UnreachableError("nobody is there")
 
     monkeypatch.setattr(following, "GIVE_UP_AFTER_S", 0.2)
-    monkeypatch.setattr(deltawire.Client, "_call", nobody)
-    monkeypatch.setattr(deltawire.AsyncClient, "_call", nobody)
+    monkeypatch.setattr(deltawire.Client, "_ask", nobody)
+    monkeypatch.setattr(deltawire.AsyncClient, "_ask", nobody)
     client = deltawire.Client(relay.url)
     with client, pytest.raises(deltawire.UnreachableError, match="cannot be reached"):
         await asyncio.to_thread(client.job(job.job_id).wait)

@@ -67,7 +67,7 @@ def reader(request: pytest.FixtureRequest) -> Reader:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comes back at once, so that a hundred times take seconds."""
-    monkeypatch.setattr(following, "RECONNECT_MAX_S", 0.01)
+    monkeypatch.setattr(following, "BACKOFF_MAX_S", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -19,6 +19,7 @@ from deltawire.client.result import Result, result_of_event
 from deltawire.errors import WireError
 from deltawire.events import Timings
 from deltawire.fold import Fold
+from deltawire.keys import RANDOM_KEY
 from deltawire.messages import ErrorMessage, Goodbye, Heartbeat, Snapshot, Subscribed
 from tests.support.sample_events import completed, delta, line, restarted, text_chunk
 
@@ -116,7 +117,95 @@ def test_it_waits_as_it_is_told() -> None:
     assert reader.lost(closed(4013), 0.0) == 9
     answer = refused(503, {"Retry-After": "8"}, b"<html>", "the relay")
     assert reader.lost(answer, 0.0) == 8
-    assert 0 <= reader.lost(BREAK, 0.0) <= following.RECONNECT_MAX_S
+    assert 0 <= reader.lost(BREAK, 0.0) <= following.BACKOFF_MAX_S
+
+
+def an_answer(
+    status: int, code: str = "", retry_after_s: float | None = None
+) -> deltawire.JobUnavailableError:
+    """Of a relay, or of a proxy in its place."""
+    told = {} if retry_after_s is None else {"Retry-After": f"{retry_after_s:.0f}"}
+    wire = WireError(code, "no", retry_after_s=retry_after_s).error if code else None
+    return refused(status, told, msgspec.json.encode({"error": wire}), "the relay")
+
+
+NO_ANSWER = deltawire.UnreachableError("it broke")
+
+
+@pytest.mark.parametrize(
+    ("error", "told_s"),
+    [
+        (NO_ANSWER, 0),
+        (an_answer(429), 0),
+        (an_answer(429, retry_after_s=3), 3),
+        (an_answer(429, "tenant_queue_full", 2), 2),
+        (an_answer(408, "request_timeout"), 0),
+        (an_answer(500, "internal_error"), 0),
+        (an_answer(502), 0),
+        (an_answer(503), 0),
+        (an_answer(503, retry_after_s=7), 7),
+        (an_answer(503, "redis_unavailable", 1), 1),
+        (an_answer(503, "queue_unavailable"), 0),
+        (an_answer(503, "shutting_down", 10), 10),
+        (an_answer(504), 0),
+        # Time mends none of these, whatever the status says.
+        (an_answer(429, "subscription_limit"), None),
+        (an_answer(502, "upstream_not_streaming"), None),
+        (an_answer(400, "invalid_request"), None),
+        (an_answer(401, "token_expired"), None),
+        (an_answer(404, "unknown_job"), None),
+        (an_answer(422, "idempotency_conflict"), None),
+        (an_answer(413), None),
+        (an_answer(302), None),
+        (deltawire.ServerError("this is no relay", status=200), None),
+        # Who asked would not wait for so long.
+        (an_answer(503, retry_after_s=11), None),
+        (an_answer(429, "tenant_queue_full", 10.5), None),
+    ],
+    ids=str,
+)
+def test_a_command_is_sent_again_where_that_may_help(
+    error: deltawire.JobUnavailableError, told_s: float | None
+) -> None:
+    """As its answer says, and after what it says; a proxy's answer is told by its status."""
+    tries = calls.Tries(calls.retrieval("job"), max_retries=2, max_wait_s=10)
+    if told_s is None:
+        with pytest.raises(type(error)) as caught:
+            tries.failed(error)
+        assert caught.value is error
+    else:
+        assert told_s <= tries.failed(error) <= max(told_s, 0.2)
+        assert not tries.is_over
+
+
+@pytest.mark.parametrize("max_retries", [-1, 0, 1, 5])
+def test_a_command_is_not_sent_more_often_than_one_wants(max_retries: int) -> None:
+    """Each wait may be twice as long as the one before."""
+    tries = calls.Tries(calls.cancellation("job", "r"), max_retries=max_retries, max_wait_s=10)
+    for failures in range(max_retries):
+        assert 0 <= tries.failed(NO_ANSWER) <= 0.2 * 2**failures
+    with pytest.raises(deltawire.UnreachableError, match="it broke"):
+        tries.failed(NO_ANSWER)
+
+
+def test_what_a_lost_answer_has_erased_is_erased() -> None:
+    """Not where it was never there, as far as one knows."""
+    gone = an_answer(404, "unknown_job")
+    tries = calls.Tries(calls.deletion("job"), max_retries=2, max_wait_s=10)
+    with pytest.raises(deltawire.NotFoundError):
+        tries.failed(gone)
+    tries.failed(NO_ANSWER)
+    assert tries.failed(gone) == 0
+    assert tries.is_over
+
+
+def test_each_submission_has_a_key() -> None:
+    """The caller's, or one that no other has; its repeats have the same."""
+    first, second = (calls.submission({}, None, None) for _ in range(2))
+    assert first.headers_with("k")["Idempotency-Key"].startswith(RANDOM_KEY)
+    assert first.headers["Idempotency-Key"] != second.headers["Idempotency-Key"]
+    assert calls.submission({}, None, "mine").headers == {"Idempotency-Key": "mine"}
+    assert calls.submission({}, None, "").headers == {"Idempotency-Key": ""}  # which the relay refuses
 
 
 def test_patience_begins_with_the_first_failure_and_ends() -> None:

@@ -16,7 +16,7 @@ from deltawire.messages import CancelResult
 
 from . import calls
 from .async_connections import EventStream, WebSocket
-from .calls import Call, Options, Request, Transport
+from .calls import Call, Options, Request, Transport, Tries
 from .errors import (
     LOST,
     JobUnavailableError,
@@ -53,12 +53,14 @@ class AsyncClient:
         celery: "Celery | None" = None,
         transport: Transport = "websocket",
         timeout_s: float = 10.0,
+        max_retries: int = 2,
     ) -> None:
         self.base_url = calls.address(base_url)
         self._api_key = calls.default_api_key() if api_key is None else api_key
         self._celery = celery
         self._transport = calls.known(transport)
         self._timeout_s = timeout_s
+        self._max_retries = max_retries
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,11 +111,11 @@ class AsyncClient:
         return await self._call(calls.listing(limit, after, status))
 
     async def delete(self, job_id: str) -> None:
-        """Cancels the job if it runs, and erases all of it. Raises JobUnavailableError."""
+        """As `Client.delete`."""
         await self._call(calls.deletion(job_id))
 
     async def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
-        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        """As `Job.cancel`."""
         return await self.job(job_id).cancel(reason=reason)
 
     def events(
@@ -123,6 +125,15 @@ class AsyncClient:
         return self.job(job_id).events(starting_after, merge=merge, snapshot=snapshot)
 
     async def _call(self, call: Call, credential: str | None = None) -> dict[str, Any]:
+        tries = Tries(call, max_retries=self._max_retries, max_wait_s=self._timeout_s)
+        while not tries.is_over:
+            try:
+                return await self._ask(call, credential)
+            except JobUnavailableError as error:
+                await asyncio.sleep(tries.failed(error))
+        return {}
+
+    async def _ask(self, call: Call, credential: str | None) -> dict[str, Any]:
         headers = call.headers_with(await self._credential(credential))
         try:
             response = await self._http.request(call.method, call.path, content=call.content, headers=headers)
@@ -233,7 +244,7 @@ class AsyncJob(JobBase):
         end = last if isinstance(last, TerminalEvent) else None
         while (result := self._ended(end)) is None:
             try:
-                shown = await self.retrieve()
+                shown = await self._client._ask(calls.retrieval(self.id), self._credential)
             except NotFoundError:  # erased meanwhile
                 if end is None:
                     raise
@@ -251,7 +262,7 @@ class AsyncJob(JobBase):
         return (await self.wait(timeout_s, on_event)).check()
 
     async def cancel(self, reason: str = "client") -> CancelResult:
-        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        """As `Job.cancel`."""
         answer = await self._client._call(calls.cancellation(self.id, reason), self._credential)
         return calls.cancelled(self.id, answer)
 

@@ -1,7 +1,9 @@
-"""What the clients ask for: addresses, credentials, bodies. No I/O."""
+"""What the clients ask for: addresses, credentials, bodies; and whether they ask again. No I/O, no clock."""
 
+import logging
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlencode, urlsplit
@@ -10,11 +12,12 @@ import httpx
 import msgspec
 
 from deltawire.environment import Environment
+from deltawire.keys import RANDOM_KEY
 from deltawire.loopback import is_loopback
 from deltawire.messages import CancelResult
 
-from .errors import AuthenticationError, ServerError
-from .following import MAX_MESSAGE_BYTES, Following, job_path
+from .errors import AuthenticationError, JobUnavailableError, NotFoundError, ServerError
+from .following import MAX_MESSAGE_BYTES, Following, backoff_s, job_path, may_pass
 from .result import PydanticModel
 
 SUBPROTOCOL: Final = "deltawire.v1"
@@ -23,6 +26,7 @@ ADDRESS: Final = "http://127.0.0.1"
 JWT_DOTS: Final = 2
 _NO_NAME: Final = re.compile("[^A-Za-z0-9_-]")
 EVENT_STREAM_HEADERS: Final = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+_log = logging.getLogger(__name__)
 
 Transport = Literal["websocket", "sse"]
 Request = Mapping[str, Any]
@@ -46,6 +50,29 @@ class Call(msgspec.Struct, frozen=True):
     def headers_with(self, credential: str | None) -> dict[str, str]:
         kind = {} if self.body is None else {"Content-Type": "application/json"}
         return kind | bearer(credential) | self.headers
+
+
+class Tries:
+    """Those of one call. One that is to wait for more than `max_wait_s` seconds is not repeated."""
+
+    def __init__(self, call: Call, *, max_retries: int, max_wait_s: float) -> None:
+        self.is_over = False  # nothing is left to be done
+        self._call = call
+        self._max_retries = max_retries
+        self._max_wait_s = max_wait_s
+        self._failures = 0
+
+    def failed(self, error: JobUnavailableError) -> float:
+        """In how many seconds to ask again, after this has come of a try. Raises it: not again."""
+        if self._failures and self._call.method == "DELETE" and isinstance(error, NotFoundError):
+            self.is_over = True  # the answer to a try was lost, not what it did
+            return 0.0
+        told_s = error.retry_after_s or 0.0
+        if self._failures >= self._max_retries or told_s > self._max_wait_s or not may_pass(error):
+            raise error
+        self._failures += 1
+        _log.info("%s %s: %s; asking again", self._call.method, self._call.path, error)
+        return max(told_s, backoff_s(self._failures))
 
 
 def bearer(credential: str | None) -> dict[str, str]:
@@ -175,9 +202,10 @@ def strict(schema: Any, root: dict[str, Any], inside: frozenset[str] = frozenset
 
 
 def submission(request: dict[str, Any], options: Options | None, idempotency_key: str | None) -> Call:
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key is not None else {}
+    """Without a key of the caller's it has one of its own: an answer may be lost, and the call repeated."""
+    key = f"{RANDOM_KEY}{uuid.uuid4().hex}" if idempotency_key is None else idempotency_key
     body = {"request": request} if options is None else {"request": request, "options": dict(options)}
-    return Call("POST", "/v1/jobs", body, headers)
+    return Call("POST", "/v1/jobs", body, {"Idempotency-Key": key})
 
 
 def cancellation(job_id: str, reason: str) -> Call:

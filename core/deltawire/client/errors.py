@@ -55,7 +55,7 @@ class JobUnavailableError(DeltawireError):
 class UnreachableError(JobUnavailableError):
     """Nobody answered at the address, or the connection broke before an answer came.
 
-    Then what was asked for may have been done: repeat a submission under the `idempotency_key` that it had.
+    Then what was asked for may have been done: submit again under the `idempotency_key` that you gave.
     """
 
 

@@ -28,7 +28,7 @@ from .errors import (
     refusal,
 )
 
-RECONNECT_MAX_S: Final = 5.0
+BACKOFF_MAX_S: Final = 5.0
 GIVE_UP_AFTER_S: Final = 60.0
 SILENCE_S: Final = 40.0
 """A connection on which nothing came for so long is dead: the relay says something every 15 s (§6.3, §7)."""
@@ -153,8 +153,7 @@ class Following:
         if code and not may_come_back(code):
             raise closed_for_good(code, said) from error
         if isinstance(error, JobUnavailableError):
-            status = error.status or 0
-            if 300 <= status < 500 and status not in _PASSING:
+            if not may_pass(error):
                 raise error
             wait_s = max(wait_s, error.retry_after_s or 0.0)
         return self._patience(error, wait_s, now)
@@ -166,8 +165,19 @@ class Following:
         elif now - self._failing_since > GIVE_UP_AFTER_S:
             raise UnreachableError(f"the relay cannot be reached: {error}") from error
         self._failures += 1
-        backoff_s = random.uniform(0, min(RECONNECT_MAX_S, 0.1 * 2 ** min(self._failures, 10)))  # noqa: S311 - jitter
-        return max(min(wait_s, GIVE_UP_AFTER_S), backoff_s)
+        return max(min(wait_s, GIVE_UP_AFTER_S), backoff_s(self._failures))
+
+
+def may_pass(error: JobUnavailableError) -> bool:
+    """Whether the same may succeed later: as the relay says (PROTOCOL.md §8.1), else by the status."""
+    if error.error is not None:
+        return error.error.retryable
+    return error.status is None or error.status in _PASSING or error.status >= 500
+
+
+def backoff_s(failures: int) -> float:
+    """How long to wait after so many failures in a row, 1 or more: doubled each time, with jitter."""
+    return random.uniform(0, min(BACKOFF_MAX_S, 0.1 * 2 ** min(failures, 10)))  # noqa: S311 - jitter
 
 
 def job_path(job_id: str) -> str:

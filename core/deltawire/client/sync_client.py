@@ -16,7 +16,7 @@ from deltawire.events import TerminalEvent
 from deltawire.messages import CancelResult
 
 from . import calls
-from .calls import Call, Options, Request, Transport
+from .calls import Call, Options, Request, Transport, Tries
 from .errors import LOST, JobUnavailableError, NotFoundError, UnreachableError, read_answer
 from .following import Following, Message
 from .job import JobBase
@@ -42,7 +42,10 @@ class Client:
       a token has submitted are read by the token that came with them.
     - `celery`: an app whose broker is deltawire's: `submit` sends to it, and needs no relay.
     - `transport`: what streams come by; `sse` where something on the way lets no WebSocket pass.
-    - `timeout_s`: seconds for each command, and for each connection to be made.
+    - `timeout_s`: seconds for each try of a command, and for each connection to be made.
+    - `max_retries`: how often a command is sent again that got no answer, or one that says that it may
+      succeed later (429, 5xx): after what the answer asks for, and up to 0.2 s, 0.4 s, … 5 s by itself.
+      Where the relay asks for more than `timeout_s` it is not. `submit` makes one job all the same.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Client:
         celery: "Celery | None" = None,
         transport: Transport = "websocket",
         timeout_s: float = 10.0,
+        max_retries: int = 2,
     ) -> None:
         self.base_url = calls.address(base_url)
         self._api_key = calls.default_api_key() if api_key is None else api_key
         self._celery = celery
         self._transport = calls.known(transport)
         self._timeout_s = timeout_s
+        self._max_retries = max_retries
         self._https: dict[int, httpx.Client] = {}  # by process
 
     def __enter__(self) -> Self:
@@ -93,7 +98,8 @@ class Client:
         """Enqueues a chat.completions body.
 
         - `options`: PROTOCOL.md §1.2; durations are seconds.
-        - `idempotency_key`: the same key names the same job, so a submission may be repeated.
+        - `idempotency_key`: the same key names the same job, so you may submit it again. (What `max_retries`
+          repeats has a key of its own.)
         - `response_format`: a pydantic model; its schema goes with the request, and `job.result().parsed` is
           such a model.
 
@@ -122,11 +128,14 @@ class Client:
         return self._call(calls.listing(limit, after, status))
 
     def delete(self, job_id: str) -> None:
-        """Cancels the job if it runs, and erases all of it. Raises JobUnavailableError."""
+        """Cancels the job if it runs, and erases all of it. Raises JobUnavailableError.
+
+        Where it was sent again, since no answer came, a job that is not there counts as erased.
+        """
         self._call(calls.deletion(job_id))
 
     def cancel(self, job_id: str, *, reason: str = "client") -> CancelResult:
-        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        """As `Job.cancel`."""
         return self.job(job_id).cancel(reason=reason)
 
     def events(
@@ -135,9 +144,16 @@ class Client:
         """As `Job.events`."""
         return self.job(job_id).events(starting_after, merge=merge, snapshot=snapshot)
 
-    def _call(
-        self, call: Call, credential: str | None = None, timeout_s: float | None = None
-    ) -> dict[str, Any]:
+    def _call(self, call: Call, credential: str | None = None) -> dict[str, Any]:
+        tries = Tries(call, max_retries=self._max_retries, max_wait_s=self._timeout_s)
+        while not tries.is_over:
+            try:
+                return self._ask(call, credential, self._timeout_s)
+            except JobUnavailableError as error:
+                time.sleep(tries.failed(error))
+        return {}
+
+    def _ask(self, call: Call, credential: str | None, timeout_s: float) -> dict[str, Any]:
         headers = call.headers_with(self._credential(credential))
         try:
             response = self._http.request(
@@ -145,7 +161,7 @@ class Client:
                 call.path,
                 content=call.content,
                 headers=headers,
-                timeout=self._timeout_s if timeout_s is None else timeout_s,
+                timeout=timeout_s,
             )
         except httpx.RequestError as error:
             raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
@@ -243,9 +259,8 @@ class Job(JobBase):
         end = last if isinstance(last, TerminalEvent) else None
         while (result := self._ended(end)) is None:
             try:
-                shown = self._client._call(
-                    calls.retrieval(self.id), self._credential, deadline.limit(self._client._timeout_s)
-                )
+                timeout_s = deadline.limit(self._client._timeout_s)
+                shown = self._client._ask(calls.retrieval(self.id), self._credential, timeout_s)
             except NotFoundError:  # erased meanwhile
                 if end is None:
                     raise
@@ -263,7 +278,11 @@ class Job(JobBase):
         return self.wait(timeout_s, on_event).check()
 
     def cancel(self, reason: str = "client") -> CancelResult:
-        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError."""
+        """Cancels; returns what that met. Idempotent. Raises JobUnavailableError.
+
+        Where it was sent again, since no answer came, `cancelled_from` is None if the job had ended by then,
+        and be it by this call; `status` is true in any case.
+        """
         answer = self._client._call(calls.cancellation(self.id, reason), self._credential)
         return calls.cancelled(self.id, answer)
 
