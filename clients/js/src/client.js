@@ -19,14 +19,13 @@ export class Client {
   }
 
   /**
-   * Enqueues a chat.completions body. With an `idempotencyKey` it may be repeated, and names the same job.
+   * Enqueues a chat.completions body, once. With an `idempotencyKey` you may repeat it, and it names the same job.
    * @param {Json} request @param {Json} [options] PROTOCOL.md §1.2
    * @param {{ idempotencyKey?: string, signal?: AbortSignal }} [how]
    * @returns {Promise<Job>}
    */
   async submit(request, options, { idempotencyKey, signal } = {}) {
-    /** @type {Record<string, string>} */
-    const headers = idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {};
+    const headers = { "Idempotency-Key": idempotencyKey || randomKey() };
     const body = options ? { request, options } : { request };
     const job = await this.#relay.call("POST", "/v1/jobs", { body, headers, signal });
     // What a token submits is read by the token that comes with it.
@@ -43,7 +42,8 @@ export class Client {
   }
 
   /**
-   * Cancels; says what that met. It may be repeated.
+   * Cancels; says what that met. It may be repeated. Where it was sent again, since no answer came, `cancelled_from` is
+   * null if the job had ended by then, and be it by this call.
    * @param {string} jobId @param {{ reason?: string, signal?: AbortSignal }} [how]
    * @returns {Promise<CancelResult>}
    */
@@ -96,4 +96,9 @@ export class Client {
 /** @param {string} jobId */
 function path(jobId) {
   return `/v1/jobs/${encodeURIComponent(jobId)}`;
+}
+
+/** So that a repeat finds the first one's job (PROTOCOL.md §5.2). Pages without TLS have no `randomUUID`. */
+function randomKey() {
+  return `random-${crypto.getRandomValues(new Uint32Array(4)).join("-")}`;
 }

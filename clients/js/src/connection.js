@@ -3,9 +3,10 @@
  * return where `signal` ends them, at once, whether or not somebody reads them just then.
  */
 
-import { bearer, parsed } from "./relay.js";
+import { Lost, parsed, refused } from "./lost.js";
+import { bearer } from "./relay.js";
 
-/** @import { Json, WireError } from "./types.js" */
+/** @import { Json } from "./types.js" */
 /** @typedef {{ onFrame(): void, signal: AbortSignal }} Watched */
 
 const PROTOCOL = "deltawire.v1";
@@ -14,33 +15,6 @@ const FIRST_FRAME_MS = 10_000;
 const SILENCE_MS = 35_000;
 /** A WebSocket cannot be told to wait. One whose reader lags so far behind ends, and is opened again from there. */
 const MAX_WAITING_CHARACTERS = 16_777_216;
-
-export class Lost extends Error {
-  /**
-   * @param {string} message
-   * @param {{ code?: number, status?: number, error?: WireError | null, retryAfterS?: number, cause?: unknown }} [how]
-   */
-  constructor(message, { code = 0, status = 0, error = null, retryAfterS = 0, cause } = {}) {
-    super(message, { cause });
-    this.code = code;
-    this.status = status;
-    this.error = error;
-    this.retryAfterS = retryAfterS;
-  }
-}
-
-/**
- * What the end of a connection means (PROTOCOL.md §6.5, §8.1).
- * @param {{ code: number, status: number, error: WireError | null }} lost
- * @returns {"again" | "with another token" | "never"}
- */
-export function verdict({ code, status, error }) {
-  if (code === 4005 || status === 401 || error?.code === "token_expired") return "with another token";
-  if (code >= 4500 && code < 4600) return "never";
-  if (status >= 400 && status < 500 && status !== 408 && status !== 429) return "never";
-  const mayComeBack = code >= 4000 && code < 4500;
-  return error && !error.retryable && !mayComeBack ? "never" : "again";
-}
 
 /**
  * A WebSocket that subscribes when it opens. A page cannot send headers with it, so its token is the first message;
@@ -123,7 +97,7 @@ export async function* overEventStream(fetch, url, token, { onFrame, signal }) {
     const asking = fetch(url, { headers: bearer(token), cache: "no-store", signal: either });
     const response = await within(FIRST_FRAME_MS, asking);
     if (response.status === 204) return yield { type: "over" };
-    if (!response.ok || !response.body) throw await refused(response);
+    if (!response.ok || !response.body) throw refused(response, await response.text());
     const reader = response.body.getReader();
     const decoder = new TextDecoder();
     for (let rest = ""; ;) {
@@ -140,14 +114,6 @@ export async function* overEventStream(fetch, url, token, { onFrame, signal }) {
   } finally {
     ended.abort();
   }
-}
-
-/** @param {Response} response */
-async function refused(response) {
-  const { status } = response;
-  const error = parsed(await response.text())?.error ?? null;
-  const retryAfterS = Number(response.headers.get("Retry-After")) || 0;
-  return new Lost(error?.message ?? `the relay answered ${status}`, { status, error, retryAfterS });
 }
 
 /** @param {string} data @returns {Json} */

@@ -1,3 +1,4 @@
+import { Lost, parsed, refused, repeatInMs } from "./lost.js";
 import { ServerError, UnreachableError, refusal } from "./errors.js";
 
 /** @import { Json } from "./types.js" */
@@ -10,12 +11,17 @@ import { ServerError, UnreachableError, refusal } from "./errors.js";
  *   that may submit. Called once for each job, and again when the relay says that the token has expired, or 401. What
  *   it throws is thrown; but a stream tries again after a TypeError, as `fetch` throws where there is no network.
  * @property {"auto" | "websocket" | "sse"} [transport] "auto": WebSockets, or SSE where they do not get through.
- * @property {number} [timeoutS] Of a command. Default: 10.
+ * @property {number} [timeoutS] Of each try of a command. Default: 10.
+ * @property {number} [maxRetries] How often a command is sent again that got no answer, or one that says that it may
+ *   succeed later (429, 5xx): after what the answer asks for (for more than `timeoutS` it is not), and up to 0.2 s,
+ *   0.4 s, … 5 s by itself. However often it is sent, `submit` makes one job. Default: 2.
  * @property {number} [giveUpAfterS] How long a stream tries to reach the relay. Default: 120, of a page that is awake
  *   and not offline.
  * @property {typeof globalThis.fetch} [fetch]
  * @property {typeof globalThis.WebSocket} [WebSocket] For Node before 22, from `ws`; without one it is SSE.
  */
+
+/** @typedef {{ jobId?: string, body?: Json, headers?: Record<string, string>, signal?: AbortSignal }} Details */
 
 const MAX_TOKENS = 1000;
 /** How long "WebSockets do not get through" is believed. */
@@ -31,6 +37,7 @@ export class Relay {
     if (!baseUrl) throw new TypeError("baseUrl is missing, and there is no page to take it from");
     this.baseUrl = baseUrl.replace(/\/+$/, "");
     this.timeoutMs = (options.timeoutS ?? 10) * 1000;
+    this.maxRetries = options.maxRetries ?? 2;
     this.giveUpAfterMs = (options.giveUpAfterS ?? 120) * 1000;
     this.fetch = options.fetch ?? ((...request) => globalThis.fetch(...request));
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
@@ -81,43 +88,59 @@ export class Relay {
   }
 
   /**
-   * A command's answer. Throws JobUnavailableError.
-   * @param {string} method @param {string} path
-   * @param {{ jobId?: string, body?: Json, headers?: Record<string, string>, signal?: AbortSignal }} details
-   * @returns {Promise<any>}
+   * A command's answer, asked for again where that may help. Throws JobUnavailableError.
+   * @param {string} method @param {string} path @param {Details} details @returns {Promise<any>}
    */
-  async call(method, path, { jobId, body, headers, signal }) {
-    for (let isRenewed = false; ; isRenewed = true) {
-      const credential = this.credential(jobId);
-      const tooLong = AbortSignal.timeout(this.timeoutMs);
-      const either = signal ? AbortSignal.any([signal, tooLong]) : tooLong;
-      const token = await unlessAborted(either, credential).catch((cause) => {
-        throw cause === tooLong.reason ? new UnreachableError(`no token came: ${cause}`, { cause }) : cause;
-      });
-      let response, text;
+  async call(method, path, details) {
+    const bounds = { maxRetries: this.maxRetries, maxWaitMs: this.timeoutMs };
+    for (let failures = 0, isRenewed = false; ; ) {
+      const credential = this.credential(details.jobId);
       try {
-        response = await this.fetch(this.baseUrl + path, {
-          method,
-          headers: { ...bearer(token), ...(body && { "Content-Type": "application/json" }), ...headers },
-          body: body && JSON.stringify(body),
-          signal: either,
-        });
-        text = await response.text();
-      } catch (cause) {
-        signal?.throwIfAborted();
-        throw new UnreachableError(`no relay at ${this.baseUrl}: ${cause}`, { cause });
+        return await this.#ask(method, path, credential, details);
+      } catch (lost) {
+        if (!(lost instanceof Lost)) throw lost;
+        if (lost.status === 401 && !isRenewed && this.renew(details.jobId, credential)) {
+          isRenewed = true;
+          continue;
+        }
+        const waitMs = repeatInMs(lost, ++failures, bounds);
+        if (waitMs === null) {
+          throw lost.status ? refusal(lost.error, lost.status, lost.message) : new UnreachableError(lost.message, lost);
+        }
+        await sleep(waitMs, details.signal);
+        details.signal?.throwIfAborted();
       }
-      if (response.status === 401 && !isRenewed && this.renew(jobId, credential)) continue;
-      const answer = parsed(text);
-      if (!response.ok) throw refusal(answer?.error ?? null, response.status, this.#said(response.status));
-      if (answer === undefined) throw new ServerError(`${this.#said(response.status)}, but no JSON`);
-      return answer;
     }
   }
 
-  /** @param {number} status */
-  #said(status) {
-    return `${this.baseUrl} answered ${status}`;
+  /**
+   * The same, once. Throws Lost.
+   * @param {string} method @param {string} path @param {Promise<string | undefined>} credential
+   * @param {Details} details
+   */
+  async #ask(method, path, credential, { body, headers, signal }) {
+    const tooLong = AbortSignal.timeout(this.timeoutMs);
+    const either = signal ? AbortSignal.any([signal, tooLong]) : tooLong;
+    const token = await unlessAborted(either, credential).catch((cause) => {
+      throw cause === tooLong.reason ? new UnreachableError(`no token came: ${cause}`, { cause }) : cause;
+    });
+    let response, text;
+    try {
+      response = await this.fetch(this.baseUrl + path, {
+        method,
+        headers: { ...bearer(token), ...(body && { "Content-Type": "application/json" }), ...headers },
+        body: body && JSON.stringify(body),
+        signal: either,
+      });
+      text = await response.text();
+    } catch (cause) {
+      signal?.throwIfAborted();
+      throw new Lost(`no relay at ${this.baseUrl}: ${cause}`, { cause });
+    }
+    if (!response.ok) throw refused(response, text);
+    const answer = parsed(text);
+    if (answer === undefined) throw new ServerError(`${this.baseUrl} answered ${response.status}, but no JSON`);
+    return answer;
   }
 }
 
@@ -137,11 +160,16 @@ export function unlessAborted(signal, what) {
   });
 }
 
-/** JSON's value, or undefined. @param {string} text @returns {any} */
-export function parsed(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
+/** @param {number} ms @param {(AbortSignal | undefined)[]} signals Any of them ends it; it does not throw. */
+export function sleep(ms, ...signals) {
+  return new Promise((resolve) => {
+    if (ms <= 0 || signals.some((signal) => signal?.aborted)) return resolve(undefined);
+    const done = () => {
+      clearTimeout(timer);
+      for (const signal of signals) signal?.removeEventListener("abort", done);
+      resolve(undefined);
+    };
+    const timer = setTimeout(done, ms);
+    for (const signal of signals) signal?.addEventListener("abort", done);
+  });
 }

@@ -1,8 +1,9 @@
 import { AuthenticationError, UnreachableError, refusal } from "./errors.js";
 import { Fold } from "./fold.js";
-import { Lost, overEventStream, overWebSocket, verdict } from "./connection.js";
+import { Lost, backoffMs, verdict } from "./lost.js";
+import { overEventStream, overWebSocket } from "./connection.js";
 import { isOffline, watchPage } from "./page.js";
-import { unlessAborted } from "./relay.js";
+import { sleep, unlessAborted } from "./relay.js";
 
 /** @import { Relay } from "./relay.js" */
 /** @import { Json, JobEvent, Status } from "./types.js" */
@@ -18,7 +19,6 @@ import { unlessAborted } from "./relay.js";
 const TERMINAL = new Set(["completed", "incomplete", "failed", "cancelled"]);
 /** In this time a heartbeat has come, so that a page that wakes knows a dead connection. */
 const STALE_MS = 20_000;
-const MAX_BACKOFF_MS = 5_000;
 const MAX_TOLD_MS = 60_000;
 
 /**
@@ -205,12 +205,11 @@ export class Stream {
       throw new UnreachableError(lost.message, { error: lost.error, cause: lost });
     }
     state.failures += 1;
-    const backoffMs = Math.random() * Math.min(MAX_BACKOFF_MS, 100 * 2 ** state.failures);
     const toldMs = Math.min(MAX_TOLD_MS, 1000 * Math.max(attempt.retryAfterS, lost.retryAfterS));
     this.#pause = new AbortController();
     // A page that wakes cuts our own caution short, but not what the relay has asked for.
     await sleep(toldMs, signal);
-    await sleep(backoffMs - toldMs, signal, this.#pause.signal);
+    await sleep(backoffMs(state.failures) - toldMs, signal, this.#pause.signal);
   }
 
   #onWake = (/** @type {boolean} */ isOnline) => {
@@ -238,18 +237,4 @@ export function textOf(completion) {
 /** @param {unknown} cause @returns {never} */
 function lostIfOffline(cause) {
   throw cause instanceof TypeError ? new Lost(`no token: ${cause}`, { cause }) : cause;
-}
-
-/** @param {number} ms @param {(AbortSignal | undefined)[]} signals Any of them ends it; it does not throw. */
-function sleep(ms, ...signals) {
-  return new Promise((resolve) => {
-    if (ms <= 0 || signals.some((signal) => signal?.aborted)) return resolve(undefined);
-    const done = () => {
-      clearTimeout(timer);
-      for (const signal of signals) signal?.removeEventListener("abort", done);
-      resolve(undefined);
-    };
-    const timer = setTimeout(done, ms);
-    for (const signal of signals) signal?.addEventListener("abort", done);
-  });
 }

@@ -1,9 +1,10 @@
 /** The client in Node, on a real deltawire. */
 
+import { createServer } from "node:http";
 import { WebSocket as OfWs } from "ws";
 import { describe, expect, test, vi } from "vitest";
 import * as deltawire from "../src/index.js";
-import { API_KEY, Proxy, RELAY, request, token } from "./support.js";
+import { API_KEY, Proxy, RELAY, eventually, request, token } from "./support.js";
 
 const { Client, textOf } = deltawire;
 const TOOL = {
@@ -160,6 +161,37 @@ describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 100_000 }, () =>
     expect((await submit()).id).toBe((await submit()).id);
   });
 
+  test("a submission whose answer was lost is one job", async () => {
+    const proxy = await new Proxy().start();
+    proxy.bytesFor = () => (proxy.connections > 2 ? Infinity : 0); // the relay has answered, and nobody hears it
+    const keys = [];
+    const fetch = (url, how) => {
+      if (how.method === "POST") keys.push(how.headers["Idempotency-Key"]);
+      return globalThis.fetch(url, how);
+    };
+    const client = clientOf({ baseUrl: proxy.url, fetch });
+    const job = await client.submit(request());
+    expect(keys).toEqual([keys[0], keys[0], keys[0]]);
+    expect(job.id).toMatch(/^[0-9a-f]{32}$/);
+    expect((await client.result(job.id)).status).toBe("completed");
+    expect((await clientOf().submit(request(), undefined, { idempotencyKey: keys[0] })).id).toBe(job.id);
+    expect((await client.submit(request())).id).not.toBe(job.id); // another call is another job
+    await proxy.close();
+  });
+
+  test("a cancel whose answer was lost says how the job ended", async () => {
+    const proxy = await new Proxy().start();
+    const job = await clientOf().submit(request({ deltas: 600, rate: 20 }));
+    await eventually(async () => (await clientOf().retrieve(job.id)).status === "in_progress");
+    proxy.bytesFor = () => (proxy.connections > 1 ? Infinity : 0);
+    expect(await clientOf({ baseUrl: proxy.url }).cancel(job.id)).toEqual({
+      status: "cancelled",
+      cancelled_from: null,
+      delivered: true,
+    });
+    await proxy.close();
+  });
+
   test("a signal ends a wait", async () => {
     const client = clientOf();
     const job = await client.submit(request({ deltas: 600, rate: 20 }));
@@ -183,5 +215,77 @@ describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 100_000 }, () =>
     const nobody = clientOf({ baseUrl: "http://127.0.0.1:9", transport, giveUpAfterS: 0.5 });
     await expect(nobody.retrieve("j")).rejects.toBeInstanceOf(deltawire.UnreachableError);
     await expect(readAll(nobody.stream("j"))).rejects.toBeInstanceOf(deltawire.UnreachableError);
+  });
+});
+
+describe("a command", () => {
+  const refusal = (status, code, retryable, retryAfterS = null) => [
+    status,
+    { error: { code, message: code, type: "server_error", param: null, retryable, retry_after_s: retryAfterS } },
+  ];
+  const lost = [0];
+  const done = [200, { id: "j" }];
+
+  /** An HTTP server that gives these answers, [status, body, headers], one after the other; 0 is none at all. */
+  async function desk(answers) {
+    const asked = [];
+    const server = createServer(async (asking, answer) => {
+      let body = "";
+      for await (const piece of asking) body += piece;
+      asked.push({ key: asking.headers["idempotency-key"], body, at: performance.now() });
+      const [status, said, headers] = answers.shift();
+      if (!status) return asking.socket.destroy();
+      answer.writeHead(status, headers).end(JSON.stringify(said));
+    });
+    await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const close = () => new Promise((resolve) => server.close(resolve).closeAllConnections());
+    return { asked, close, baseUrl: `http://127.0.0.1:${server.address().port}` };
+  }
+
+  test.each([
+    ["whose answer is lost", [lost, lost, done]],
+    ["that a proxy refuses for now", [[502], [503, { error: "no relay" }], done]],
+    ["that may succeed later", [refusal(503, "redis_unavailable", true), refusal(500, "internal_error", true), done]],
+    ["that comes too often", [[429], refusal(429, "tenant_queue_full", true, 0.1), done]],
+  ])("%s is sent again as it was", async (_, answers) => {
+    const { asked, baseUrl, close } = await desk([...answers]);
+    expect((await new Client({ baseUrl }).submit(request())).id).toBe("j");
+    expect(asked).toHaveLength(3);
+    expect(asked[0].key).toMatch(/^random-./);
+    expect(new Set(asked.map(({ key, body }) => `${key} ${body}`)).size).toBe(1);
+    await close();
+  });
+
+  test.each([
+    ["after the second time", [[503], [503], [503]], {}, deltawire.ServerError],
+    ["after none, if one wants", [lost], { maxRetries: 0 }, deltawire.UnreachableError],
+    ["at once where it is wrong", [refusal(400, "invalid_request", false)], {}, deltawire.JobUnavailableError],
+    ["at once where time mends nothing", [refusal(502, "x", false)], {}, deltawire.ServerError],
+    ["where it would come too late", [refusal(503, "overloaded", true, 2)], { timeoutS: 1 }, deltawire.ServerError],
+    ["where a proxy says so", [[503, {}, { "Retry-After": "11" }]], {}, deltawire.ServerError],
+    ["where what answers is no relay", [[200]], {}, deltawire.ServerError],
+  ])("fails %s", async (_, answers, options, kind) => {
+    const { asked, baseUrl, close } = await desk([...answers]);
+    await expect(new Client({ baseUrl, ...options }).retrieve("j")).rejects.toBeInstanceOf(kind);
+    expect(asked).toHaveLength(answers.length);
+    await close();
+  });
+
+  test("is sent again when it is told to", async () => {
+    const { asked, baseUrl, close } = await desk([[503, {}, { "Retry-After": "1" }], done]);
+    await new Client({ baseUrl }).retrieve("j");
+    expect(asked[1].at - asked[0].at).toBeGreaterThan(950);
+    await close();
+  });
+
+  test("is not sent again when its signal has ended it", async () => {
+    const { asked, baseUrl, close } = await desk([[503, {}, { "Retry-After": "9" }]]);
+    const leaving = new AbortController();
+    const asking = new Client({ baseUrl }).retrieve("j", { signal: leaving.signal });
+    await eventually(() => asked.length);
+    leaving.abort(new Error("left"));
+    await expect(asking).rejects.toThrow("left");
+    expect(asked).toHaveLength(1);
+    await close();
   });
 });

@@ -2,7 +2,7 @@
 
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import * as deltawire from "../src/index.js";
-import { Lost, verdict } from "../src/connection.js";
+import { Lost, verdict } from "../src/lost.js";
 
 const { Client } = deltawire;
 const JOB = "j1";
