@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 
+import httpx
 import msgspec
 import pytest
 
@@ -224,3 +225,18 @@ async def test_what_cannot_be_helped_is_told(
             await of(client.retrieve, "job")
         await close(client)
     assert len(desk.asked) == len(answers)
+
+
+async def test_what_gives_the_credential_fails_in_its_own_way(client_class: Any) -> None:
+    """It may ask somebody else, by httpx, too: that is no relay that is away."""
+    asked = []
+
+    def api_key() -> str:
+        asked.append(1)
+        raise httpx.ConnectError("of the other")
+
+    client = client_class("http://127.0.0.1:9", api_key=api_key)
+    with pytest.raises(httpx.ConnectError, match="of the other"):
+        await of(client.retrieve, "job")
+    assert len(asked) == 1
+    await close(client)

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -16,15 +15,8 @@ from deltawire.messages import CancelResult
 
 from . import calls
 from .async_connections import EventStream, WebSocket
-from .calls import Call, Options, Request, Transport, Tries
-from .errors import (
-    LOST,
-    JobUnavailableError,
-    NotFoundError,
-    UnreachableError,
-    WaitTimeoutError,
-    read_answer,
-)
+from .calls import Call, Failed, Options, Request, Transport, Tries
+from .errors import LOST, JobUnavailableError, NotFoundError, WaitTimeoutError, read_answer, unavailable
 from .following import Following, Message
 from .job import JobBase
 from .reading import Folded, TextReader
@@ -65,7 +57,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -126,20 +118,21 @@ class AsyncClient:
 
     async def _call(self, call: Call, credential: str | None = None) -> dict[str, Any]:
         tries = Tries(call, max_retries=self._max_retries, max_wait_s=self._timeout_s)
-        while not tries.is_over:
-            try:
-                return await self._ask(call, credential)
-            except JobUnavailableError as error:
-                await asyncio.sleep(tries.failed(error))
-        return {}
+        return await self._ask(call, credential, tries.failed)
 
-    async def _ask(self, call: Call, credential: str | None) -> dict[str, Any]:
-        headers = call.headers_with(await self._credential(credential))
-        try:
-            response = await self._http.request(call.method, call.path, content=call.content, headers=headers)
-        except httpx.RequestError as error:
-            raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
-        return read_answer(response)
+    async def _ask(self, call: Call, own_credential: str | None, failed: Failed) -> dict[str, Any]:
+        while True:
+            headers = call.headers_with(await self._credential(own_credential))
+            try:
+                response = await self._http.request(
+                    call.method, call.path, content=call.content, headers=headers
+                )
+                return read_answer(response)
+            except (httpx.RequestError, JobUnavailableError) as error:
+                wait_s = failed(unavailable(error, self.base_url))
+            if wait_s is None:
+                return {}
+            await asyncio.sleep(wait_s)
 
     async def _credential(self, own: str | None) -> str | None:
         if own is not None:
@@ -242,18 +235,19 @@ class AsyncJob(JobBase):
                 if on_event is not None and inspect.isawaitable(answer := on_event(last)):
                     await answer
         end = last if isinstance(last, TerminalEvent) else None
-        while (result := self._ended(end)) is None:
-            try:
-                shown = await self._client._ask(calls.retrieval(self.id), self._credential)
-            except NotFoundError:  # erased meanwhile
-                if end is None:
-                    raise
-                return self._made(result_of_event(end, {}))
-            except JobUnavailableError as error:
-                await asyncio.sleep(following.lost(error, time.monotonic()))
-            else:
-                return self._shown(shown)
-        return result
+        if (result := self._ended(end)) is not None:
+            return result
+        try:
+            shown = await self._client._ask(
+                calls.retrieval(self.id),
+                self._credential,
+                lambda error: following.lost(error, time.monotonic()),
+            )
+        except NotFoundError:  # erased meanwhile
+            if end is None:
+                raise
+            return self._made(result_of_event(end, {}))
+        return self._shown(shown)
 
     async def result(
         self, timeout_s: float | None = None, on_event: Callable[[Message], object] | None = None
@@ -293,7 +287,7 @@ class AsyncStream(Folded):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

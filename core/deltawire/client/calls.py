@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
 from urllib.parse import urlencode, urlsplit
 
@@ -52,21 +52,26 @@ class Call(msgspec.Struct, frozen=True):
         return kind | bearer(credential) | self.headers
 
 
+Failed = Callable[[JobUnavailableError], float | None]
+"""What comes of a try that has failed, as `Tries.failed` says it."""
+
+
 class Tries:
     """Those of one call. One that is to wait for more than `max_wait_s` seconds is not repeated."""
 
     def __init__(self, call: Call, *, max_retries: int, max_wait_s: float) -> None:
-        self.is_over = False  # nothing is left to be done
         self._call = call
         self._max_retries = max_retries
         self._max_wait_s = max_wait_s
         self._failures = 0
 
-    def failed(self, error: JobUnavailableError) -> float:
-        """In how many seconds to ask again, after this has come of a try. Raises it: not again."""
+    def failed(self, error: JobUnavailableError) -> float | None:
+        """In how many seconds to ask again, after this has come of a try; None: it is done all the same.
+
+        Raises `error` where there is no point in that.
+        """
         if self._failures and self._call.method == "DELETE" and isinstance(error, NotFoundError):
-            self.is_over = True  # the answer to a try was lost, not what it did
-            return 0.0
+            return None  # by a try whose answer was lost
         told_s = error.retry_after_s or 0.0
         if self._failures >= self._max_retries or told_s > self._max_wait_s or not may_pass(error):
             raise error

@@ -158,6 +158,15 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, where: str) ->
         return kind(f"{where} answered {status}", status=status, retry_after_s=retry_after_s)
 
 
+def unavailable(error: httpx.RequestError | JobUnavailableError, where: str) -> JobUnavailableError:
+    """A try of a command that has failed, as one kind of error."""
+    if isinstance(error, JobUnavailableError):
+        return error
+    made = UnreachableError(f"no relay at {where}: {str(error) or type(error).__name__}")
+    made.__cause__ = error
+    return made
+
+
 def read_answer(response: httpx.Response) -> dict[str, Any]:
     """The body of an answer. Raises JobUnavailableError."""
     if not response.is_success:

@@ -147,7 +147,7 @@ class Following:
             if isinstance(error, JobUnavailableError):
                 raise error
             raise refusal(said) if said else AuthenticationError("the token has expired") from error
-        if (code == 1000 and said is None) or _status_of(error) == 204:
+        if not self.is_over and ((code == 1000 and said is None) or _status_of(error) == 204):
             self.is_over = True  # the job had ended where the caller began (§6.5, §7)
             return 0.0
         if code and not may_come_back(code):

@@ -18,27 +18,19 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 def text_of(event: Message) -> Iterator[str]:
     """The text that a delta adds to the first choice (or a snapshot holds)."""
-    if isinstance(event, Delta):
-        text = _added(_decode(event.chunk))
-    elif isinstance(event, Snapshot):
-        text = _whole(event)
-    else:
-        return
-    if text:
+    if text := _text_of(event):
         yield text
 
 
-def _added(chunk: dict[str, Any]) -> str:
-    return _first_text(chunk, "delta")
-
-
-def _whole(snapshot: Snapshot) -> str:
-    return _first_text(snapshot.completion or {}, "message")
-
-
-def _first_text(completion: dict[str, Any], key: str) -> str:
-    choices = completion.get("choices") or ()
-    return "".join(text_of_message(choice.get(key) or {}) for choice in choices if not choice.get("index"))
+def _text_of(event: Message) -> str:
+    if isinstance(event, Delta):
+        choices, key = _decode(event.chunk).get("choices"), "delta"
+    elif isinstance(event, Snapshot):
+        choices, key = (event.completion or {}).get("choices"), "message"
+    else:
+        return ""
+    first = (choice.get(key) or {} for choice in choices or () if not choice.get("index"))
+    return "".join(map(text_of_message, first))
 
 
 class TextReader:
@@ -49,17 +41,15 @@ class TextReader:
 
     def add(self, event: Message) -> str:
         """What `event` adds to the text; "" where it adds nothing."""
-        if isinstance(event, Delta):
-            text = _added(_decode(event.chunk))
-            self._read.append(text)
-            return text
+        text = _text_of(event)
         if isinstance(event, Snapshot):  # stands for all that came, and for what is missing
-            read, whole = "".join(self._read), _whole(event)
-            self._read = [whole]
-            return whole.removeprefix(read)  # of another attempt nothing was read
+            read, self._read = "".join(self._read), [text]
+            return text.removeprefix(read)  # of another attempt nothing was read
         if isinstance(event, Restarted):
             self._read = []
-        return ""
+        elif text:
+            self._read.append(text)
+        return text
 
 
 class Folded:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -16,8 +15,8 @@ from deltawire.events import TerminalEvent
 from deltawire.messages import CancelResult
 
 from . import calls
-from .calls import Call, Options, Request, Transport, Tries
-from .errors import LOST, JobUnavailableError, NotFoundError, UnreachableError, read_answer
+from .calls import Call, Failed, Options, Request, Transport, Tries
+from .errors import LOST, JobUnavailableError, NotFoundError, read_answer, unavailable
 from .following import Following, Message
 from .job import JobBase
 from .reading import Folded, TextReader
@@ -69,7 +68,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -146,26 +145,24 @@ class Client:
 
     def _call(self, call: Call, credential: str | None = None) -> dict[str, Any]:
         tries = Tries(call, max_retries=self._max_retries, max_wait_s=self._timeout_s)
-        while not tries.is_over:
-            try:
-                return self._ask(call, credential, self._timeout_s)
-            except JobUnavailableError as error:
-                time.sleep(tries.failed(error))
-        return {}
+        return self._ask(call, credential, tries.failed, Deadline(None))
 
-    def _ask(self, call: Call, credential: str | None, timeout_s: float) -> dict[str, Any]:
-        headers = call.headers_with(self._credential(credential))
-        try:
-            response = self._http.request(
-                call.method,
-                call.path,
-                content=call.content,
-                headers=headers,
-                timeout=timeout_s,
-            )
-        except httpx.RequestError as error:
-            raise UnreachableError(f"no relay at {self.base_url}: {error}") from error
-        return read_answer(response)
+    def _ask(
+        self, call: Call, own_credential: str | None, failed: Failed, deadline: Deadline
+    ) -> dict[str, Any]:
+        while True:
+            headers = call.headers_with(self._credential(own_credential))
+            timeout_s = deadline.limit(self._timeout_s)
+            try:
+                response = self._http.request(
+                    call.method, call.path, content=call.content, headers=headers, timeout=timeout_s
+                )
+                return read_answer(response)
+            except (httpx.RequestError, JobUnavailableError) as error:
+                wait_s = failed(unavailable(error, self.base_url))
+            if wait_s is None:
+                return {}
+            time.sleep(deadline.limit(wait_s))
 
     def _credential(self, own: str | None) -> str | None:
         return own or (self._api_key() if callable(self._api_key) else self._api_key)
@@ -257,19 +254,20 @@ class Job(JobBase):
             if on_event is not None:
                 on_event(last)
         end = last if isinstance(last, TerminalEvent) else None
-        while (result := self._ended(end)) is None:
-            try:
-                timeout_s = deadline.limit(self._client._timeout_s)
-                shown = self._client._ask(calls.retrieval(self.id), self._credential, timeout_s)
-            except NotFoundError:  # erased meanwhile
-                if end is None:
-                    raise
-                return self._made(result_of_event(end, {}))
-            except JobUnavailableError as error:
-                time.sleep(deadline.limit(following.lost(error, time.monotonic())))
-            else:
-                return self._shown(shown)
-        return result
+        if (result := self._ended(end)) is not None:
+            return result
+        try:
+            shown = self._client._ask(
+                calls.retrieval(self.id),
+                self._credential,
+                lambda error: following.lost(error, time.monotonic()),
+                deadline,
+            )
+        except NotFoundError:  # erased meanwhile
+            if end is None:
+                raise
+            return self._made(result_of_event(end, {}))
+        return self._shown(shown)
 
     def result(
         self, timeout_s: float | None = None, on_event: Callable[[Message], object] | None = None
@@ -311,7 +309,7 @@ class Stream(Folded):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
