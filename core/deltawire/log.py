@@ -537,7 +537,7 @@ class JobLog:
         end = f"{through}-0" if through is not None else "+"
         log = self.keys.job(job_id).log
         entries = await self.scripts.execute("XRANGE", log, f"{after + 1}-0", end, "COUNT", count)
-        return [_entry(entry)[1] for entry in entries]
+        return [fields[1] for _, fields in entries]
 
     async def pages(
         self, job_id: str, after: int = 0, through: int | None = None

@@ -382,8 +382,7 @@ class Hub:
             batch = self.tail.after(fold.sequence_number)
             if batch is None:
                 return False
-            for line in batch.lines[: through - fold.sequence_number]:
-                fold.add(line)
+            fold.add_all(batch.lines[: through - fold.sequence_number])
         return True
 
     async def _read_page(self, after: int, count: int) -> Page:

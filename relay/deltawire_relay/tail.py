@@ -6,9 +6,9 @@ from functools import cached_property
 
 from deltawire.codec import sequence_number_of
 from deltawire.errors import GapError
+from deltawire.merge import merge
 
 from .frames import event_stream_message, text_frame
-from .merge import merge
 
 TAIL_BYTES = 262_144
 # With what a connection may hold besides (`flow.py`) this is what a slow subscriber costs.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from deltawire.codec import DeltaEncoder, decode, read_chunk, sequence_number_of
 from deltawire.events import Delta, Event
 from deltawire.log_fold import LogFold
+from deltawire.merge import TEXT_FIELDS, merge
 from deltawire.sse_decoder import SseDecoder
-from deltawire_relay.merge import TEXT_FIELDS, merge
 from deltawire_relay.tail import BATCH_BYTES, Tail, batches, merged_batches
 from tests.support.recorded_streams import RECORDED
 from tests.support.sample_events import completed, delta, in_progress, line, queued, restarted, text_chunk
@@ -41,6 +41,10 @@ def folded(lines: list[bytes]) -> Any:
     fold = LogFold()
     for text in lines:
         fold.add(text)
+    return shown(fold)
+
+
+def shown(fold: LogFold) -> Any:
     return fold.sequence_number, json.dumps(fold.completion()), fold.fold.finish_reasons()
 
 
@@ -96,6 +100,16 @@ def test_padding_may_differ() -> None:
     (merged,) = merge(lines)
     assert json.loads(merged)["chunk"]["obfuscation"] == "d"
     check(lines, [merged])
+
+
+@pytest.mark.parametrize("top", [{}, {"top_obfuscation": "ab"}], ids=["one text", "two"])
+def test_a_long_run_is_one_whatever_its_texts_are(top: dict[str, Any]) -> None:
+    """Quotes and backslashes among them, and where the numbers grow longer."""
+    texts = ['"', "\\", '\\"', "a", '"},"', '"b"\\', "é", "", '\\\\"', "\n"] * 12
+    lines = of_chunks(*[chunk({"content": text}, **top) for text in texts], first=90)
+    (merged,) = merge(lines)
+    assert json.loads(merged)["chunk"]["choices"][0]["delta"]["content"] == "".join(texts)
+    check(lines, [merged], 10_000)
 
 
 CALL = {"index": 0, "function": {"arguments": "x"}}
@@ -204,11 +218,24 @@ ODD = st.fixed_dictionaries(
     },
 )
 REAL = st.builds(lambda field, text: chunk({field: text}), st.sampled_from(TEXT_FIELDS[:2]), TEXT)
+LOOKS: list[Any] = [
+    lambda text, _: chunk({"content": text}),
+    lambda text, padding: chunk({"content": text}, top_obfuscation=padding),
+    lambda text, more: chunk({"reasoning_content": text, "content": more}),
+    lambda text, more: chunk({"reasoning": text, "content": more}, top_obfuscation=text),
+]
+ALIKE = st.builds(
+    lambda look, texts: [look(*pair) for pair in texts],
+    st.sampled_from(LOOKS),
+    st.lists(st.tuples(TEXT, TEXT), max_size=12),
+)
 RUNS = st.builds(lambda value, count: [value] * count, st.one_of(ODD, REAL), st.integers(1, 4))
 
 
 @given(
-    st.lists(st.one_of(RUNS, st.lists(REAL, max_size=6)), min_size=1, max_size=6), st.booleans(), st.data()
+    st.lists(st.one_of(RUNS, ALIKE, st.lists(REAL, max_size=6)), min_size=1, max_size=6),
+    st.booleans(),
+    st.data(),
 )
 def test_the_fold_stays_the_same(runs: list[list[Any]], is_ascii: bool, data: st.DataObject) -> None:
     """Whatever the chunks are, and wherever reading begins and ends."""
@@ -218,6 +245,9 @@ def test_the_fold_stays_the_same(runs: list[list[Any]], is_ascii: bool, data: st
     max_bytes = data.draw(st.sampled_from([200, 400, MAX_BYTES]))
     part = lines[begin : data.draw(st.integers(begin + 1, len(lines)))]
     check(part, list(merge(part, max_bytes=max_bytes)), max_bytes)
+    all_at_once = LogFold()
+    all_at_once.add_all(part)
+    assert shown(all_at_once) == folded(part)
 
 
 @pytest.mark.skipif(not RECORDED, reason="no recorded streams beside the repository")

@@ -1,4 +1,4 @@
-"""Adjacent text deltas as one event, for readers that lag and asked for it (PROTOCOL.md §6.6).
+"""Adjacent text deltas as one event, for folds and for readers that lag and asked for it (PROTOCOL.md §6.6).
 
 Pure: lines in, lines out. The fold of what comes out is the fold of what went in. Chunks are compared
 and joined as bytes: JSON strings join like the texts that they stand for.
@@ -6,11 +6,12 @@ and joined as bytes: JSON strings join like the texts that they stand for.
 
 import re
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from deltawire.events import MAX_EVENT_BYTES
+from .events import MAX_EVENT_BYTES
 
 TEXT_FIELDS: Final = ("content", "refusal", "reasoning_content", "reasoning")
 
@@ -22,6 +23,8 @@ _DELTA: Final = re.compile(
 _TEXT: Final = re.compile(
     rb'("(?:%s|obfuscation)"\s*:\s*")([^"\\]*(?:\\.[^"\\]*)*)"' % "|".join(TEXT_FIELDS).encode(), re.DOTALL
 )
+_QUOTE: Final = ord('"')  # bytes are sought in bytes by way of an exception
+_INSIDE: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)  # of a string
 _ROOM: Final = 64  # for `first_sequence_number`, and for numbers that grow longer
 
 
@@ -31,19 +34,17 @@ def merge(lines: Iterable[bytes], *, max_bytes: int = MAX_EVENT_BYTES) -> Iterat
     What has no such neighbour comes out verbatim.
     """
     run: _Run | None = None
-    for line in lines:
-        if run is not None and run.takes_alike(line, max_bytes):
-            continue
+    rest = iter(lines)
+    line = next(rest, None)
+    while line is not None:
         delta = _read(line)
-        if run is not None:
-            if delta is not None and run.takes(delta, max_bytes):
-                continue
-            yield run.line()
-            run = None
-        if delta is None:
-            yield line
-        else:
-            run = _Run(line, delta)
+        if run is None or delta is None or not run.takes(delta, max_bytes):
+            if run is not None:
+                yield run.line()
+            run = None if delta is None else _Run(line, delta)
+            if run is None:
+                yield line
+        line = next(rest, None) if run is None else run.take_alike(rest, max_bytes)
     if run is not None:
         yield run.line()
 
@@ -83,7 +84,6 @@ class _Run:
         self._texts = [[text] for text in first.texts]
         self._size = len(line) + _ROOM
         self._is_plain: bool | None = None
-        self._around: tuple[bytes, bytes] | None = None
 
     def takes(self, delta: _Delta, max_bytes: int) -> bool:
         """Whether the delta is now part of the run."""
@@ -99,8 +99,6 @@ class _Run:
             return False
         if self._is_plain is None:  # and with it all that look the same
             self._is_plain = _is_plain(first)
-            if self._is_plain and len(first.keys) == 1:
-                self._around = b',"chunk":%s%s' % (first.fixed[0], first.keys[0]), b'"%s}' % first.fixed[1]
         if self._is_plain:
             self._size = size
             self._number, self._created_at = delta.number, delta.created_at
@@ -108,30 +106,51 @@ class _Run:
                 texts.append(text)
         return self._is_plain
 
-    def takes_alike(self, line: bytes, max_bytes: int) -> bool:
-        """As `takes`, quickly, for what all but few lines are: the same around one text without quotes."""
-        head, middle = self._first.head, self._first.middle
-        if self._around is None or not line.startswith(head):
-            return False
-        before, after = self._around
-        number_ends = line.find(b",", len(head))
-        created_at = number_ends + len(middle)
-        created_at_ends = line.find(b",", created_at)
-        text_at, text_ends = created_at_ends + len(before), len(line) - len(after)
-        if not (
-            line.startswith(middle, number_ends)
-            and line.startswith(before, created_at_ends)
-            and line.endswith(after)
-            and text_at <= text_ends  # they do not overlap
-        ):
-            return False
-        text = line[text_at:text_ends]
-        if b'"' in text or self._size + len(text) > max_bytes:
-            return False
-        self._size += len(text)
-        self._number, self._created_at = line[len(head) : number_ends], line[created_at:created_at_ends]
-        self._texts[0].append(text)
-        return True
+    def take_alike(self, lines: Iterator[bytes], max_bytes: int) -> bytes | None:
+        """As `takes`, quickly, for what nearly all lines are: the same around one text, or two.
+
+        Returns the first that it does not take, or None at the end.
+        """
+        first, count = self._first, len(self._texts)
+        if not self._is_plain or count > 2:
+            return next(lines, None)
+        between = b'"%s%s' % (first.fixed[1], first.keys[1]) if count == 2 else b""
+        before, after = b',"chunk":%s%s' % (first.fixed[0], first.keys[0]), b'"%s}' % first.fixed[-1]
+        # Number and time are as wide as the last ones, so that all else stands where it stood.
+        number = slice(len(first.head), len(first.head) + len(self._number))
+        middle = slice(number.stop, number.stop + len(first.middle))
+        created_at = slice(middle.stop, middle.stop + len(self._created_at))
+        inside = slice(created_at.stop + len(before), -len(after))
+        read_fixed = itemgetter(
+            slice(number.start), middle, slice(created_at.stop, inside.start), slice(inside.stop, None)
+        )
+        fixed = (first.head, first.middle, before, after)
+        fixed_size = inside.start + len(between) + len(after)
+        room = max_bytes - self._size
+        texts = self._texts[0]
+        taken = b""
+        for line in lines:
+            size = len(line) - fixed_size
+            if read_fixed(line) != fixed or not 0 <= size <= room:
+                break
+            text = line[inside]
+            if between:
+                text, found, second = text.partition(between)
+                if not found or (_QUOTE in second and not _INSIDE.fullmatch(second)):
+                    break
+            if _QUOTE in text and not _INSIDE.fullmatch(text):
+                break
+            if between:
+                self._texts[1].append(second)
+            texts.append(text)
+            room -= size
+            taken = line
+        else:
+            line = None
+        if taken:
+            self._number, self._created_at = taken[number], taken[created_at]
+            self._size = max_bytes - room
+        return line
 
     def line(self) -> bytes:
         first = self._first
