@@ -1,6 +1,7 @@
 """`python -m deltawire_relay`: serves until SIGTERM or SIGINT. `--check` only looks at its settings."""
 
 import asyncio
+import gc
 import logging
 import sys
 
@@ -30,6 +31,7 @@ def main() -> int:
         logging.getLogger(name).setLevel("WARNING")
     configure(log_format=settings.log_format, level=settings.log_level)
     raise_limit()
+    gc.freeze()  # what was imported is no garbage: else each full collection holds up the loop to walk it
     try:
         import uvloop
 
