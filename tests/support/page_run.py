@@ -67,7 +67,7 @@ esac
 shift
 for each; do
   case "$each" in
-  -*|build|*/clients/js) ;;
+  -*|build|*/clients/js|./deltawire-*.tgz) ;;
   *) test -e "node_modules/$each" || exit 1;;
   esac
 done""",
