@@ -93,7 +93,7 @@ export class Relay {
    */
   async call(method, path, details) {
     const bounds = { maxRetries: this.maxRetries, maxWaitMs: this.timeoutMs };
-    for (let failures = 0, isRenewed = false; ; ) {
+    for (let failures = 0, isRenewed = false; ;) {
       const credential = this.credential(details.jobId);
       try {
         return await this.#ask(method, path, credential, details);
