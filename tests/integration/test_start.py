@@ -40,7 +40,7 @@ def said(*arguments: str, **environment: str) -> tuple[int, list[str]]:
         ("deltawire_relay", "prometheus_client", "relay"),
         ("deltawire_relay --check", "uvicorn", "relay"),
         ("deltawire_worker", "hiredis", "worker"),
-        ("deltawire_worker", "greenlet", "worker"),
+        ("deltawire_worker --check", "greenlet", "worker"),
         ("deltawire.gateway", "httptools", "all"),
         ("deltawire", "typer", "cli"),
         ("deltawire top", "hiredis", "all"),

@@ -17,6 +17,12 @@ from deltawire.findings import read_arguments, run_check
 from deltawire.log_format import configure
 
 with needs("worker", "deltawire worker"):
+    from celery.exceptions import CPendingDeprecationWarning
+    from celery.platforms import SecurityWarning
+    from celery.signals import setup_logging
+
+    from .app import create_app
+    from .check import check
     from .settings import Settings
 
 
@@ -47,8 +53,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 def main() -> int:
     asked = read_arguments("deltawire_worker")
     if asked.is_check:
-        from .check import check
-
         return run_check(asked, check)
     try:
         settings = Settings.from_environment(Environment())
@@ -58,13 +62,6 @@ def main() -> int:
     configure(log_format=settings.log_format, level=settings.log_level)
     for name in ("celery", "kombu", "httpx"):
         logging.getLogger(name).setLevel("WARNING")
-    with needs("worker", "deltawire worker"):
-        from celery.exceptions import CPendingDeprecationWarning
-        from celery.platforms import SecurityWarning
-        from celery.signals import setup_logging
-
-        from .app import create_app
-
     # Celery warns root about pickle; this app takes JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_first_line)
