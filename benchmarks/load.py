@@ -20,6 +20,7 @@ UNIT: Final = len(MARK) + AT_DIGITS  # what a delivery is counted by
 CONNECTING: Final = 100
 CONNECT_TIMEOUT_S: Final = 60.0
 DRAIN_TIMEOUT_S: Final = 10.0
+QUIET_S: Final = 5.0  # without anything that comes; a server may have to wait for a core
 TICK_S: Final = 0.0002  # the shortest between two turns of publishing
 SETTLE_S: Final = 0.5
 WARM_UP_S: Final = 1.0
@@ -230,10 +231,12 @@ def _timer(period_s: float) -> int:
 
 async def drained(tally: Tally, expected: int) -> bool:
     """Waits until all has come, as long as something still comes."""
-    before, deadline = -1, time.monotonic() + DRAIN_TIMEOUT_S
-    while tally.delivered < expected and tally.delivered != before and time.monotonic() < deadline:
-        before = tally.delivered
+    before, since = tally.delivered, time.monotonic()
+    deadline = since + DRAIN_TIMEOUT_S
+    while tally.delivered < expected and time.monotonic() < min(deadline, since + QUIET_S):
         await asyncio.sleep(SETTLE_S)
+        if tally.delivered != before:
+            before, since = tally.delivered, time.monotonic()
     return tally.delivered == expected
 
 
