@@ -220,7 +220,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Variable(
             "DELTAWIRE_MAX_MESSAGE_BYTES",
-            "The largest message that a WebSocket may send us: 1024 to 16777216.",
+            "The largest message that a WebSocket may send us.",
             integer(1_024, 16_777_216),
         ),
     ] = _DEFAULT.max_message_bytes
@@ -228,7 +228,7 @@ class Settings(ServiceSettings, frozen=True, kw_only=True):
         int,
         Variable(
             "DELTAWIRE_MAX_BODY_BYTES",
-            "The largest body of a request: 1024 to 1073741824.",
+            "The largest body of a request.",
             integer(1_024, 1_073_741_824),
         ),
     ] = _DEFAULT.max_body_bytes
