@@ -123,6 +123,32 @@ async def test_all_is_tried_that_every_service_needs() -> None:
     assert named - NOT_TRIED <= tried
 
 
+NOT_FOUND: Final = (
+    '{"error":{"message":"GET /v1: Not Found","type":"not_found_error","param":null,"code":"not_found"'
+)
+
+
+@pytest.mark.parametrize(
+    ("pages", "level"),
+    [
+        ({"/readyz": (200, '{"status":"ok"}')}, "ok"),
+        ({"/readyz": (200, '{"status":"degraded"}')}, "warning"),
+        ({"/readyz": (503, '{"status":"redis_unavailable"}')}, "error"),
+        ({"/readyz": (404, "<html>"), "/v1": (404, NOT_FOUND)}, "ok"),
+        ({"/readyz": (404, "<html>"), "/v1": (404, "<html>")}, "error"),
+    ],
+    ids=["ready", "degraded", "not ready", "probes kept inside", "no relay"],
+)
+async def test_a_relay(
+    monkeypatch: pytest.MonkeyPatch, pages: dict[str, tuple[int, str]], level: str
+) -> None:
+    """Our own recipes for proxies answer 404 to probes from outside: nothing is wrong with that."""
+    monkeypatch.setattr(doctor, "_get", lambda url: pages[url.removeprefix("https://relay")])
+    (finding,) = await doctor._relay("https://relay")
+    assert finding.level == level
+    assert finding.change or level != "error"
+
+
 def test_findings_travel_and_decide_the_exit_code() -> None:
     """From a service's check to the doctor, one a line; only errors count."""
     findings = [of_open_files("a", 1024, 2000, "streams"), of_open_files("a", -1, 2000, "streams")]

@@ -325,6 +325,11 @@ async def _relay(url: str) -> list[Finding]:
     subject = f"relay at {url}"
     try:
         status, page = await in_thread(lambda: _get(f"{url}/readyz"))
+        if status == 404:  # as every proxy should answer that stands before a relay (deploy/proxies)
+            _, page = await in_thread(lambda: _get(f"{url}/v1"))
+            if page.startswith('{"error":'):
+                return [Finding("ok", subject, "answers, behind a proxy that keeps its probes inside")]
+            return [Finding("error", subject, "what answers there is no relay", change)]
     except (OSError, HTTPException) as error:
         return [Finding("warning", subject, f"not to be reached: {error}", change)]
     if status != 200:
