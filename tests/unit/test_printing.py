@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltawire.cli.page import Piece, pieces_of
+from deltawire.cli.page import STYLES, Piece, pieces_of, summary
 from deltawire.cli.printing import printable
 from deltawire.events import Delta
 from deltawire.messages import Snapshot
-from tests.support.sample_events import CREATED_AT
+from tests.support.sample_events import CREATED_AT, completed
+
+FIELDS = st.sampled_from(
+    [
+        *("choices", "index", "delta", "content", "text", "thinking", "refusal", "reasoning"),
+        *("tool_calls", "function", "name", "arguments"),
+    ]
+)
 
 
 def delta(said: dict[str, object], index: int = 0) -> Delta:
@@ -57,6 +64,30 @@ def test_what_a_delta_adds(said: dict[str, object], pieces: list[Piece]) -> None
     """Text, thoughts and calls of the first choice, by the names that gateways have for them."""
     assert list(pieces_of(delta(said))) == pieces
     assert list(pieces_of(delta(said, index=1))) == []
+
+
+json = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from(["", "f"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(FIELDS, json))
+def test_odd_shapes_are_passed_over(chunk: dict[str, object]) -> None:
+    """What a gateway sends is passed on as it is: a slip of its must not end the watching of a job."""
+    event = msgspec.structs.replace(delta({}), chunk=msgspec.Raw(msgspec.json.encode(chunk)))
+    for kind, text, _ in pieces_of(event):
+        assert kind in STYLES
+        assert isinstance(text, str)
+
+
+def test_calls_without_a_function_are_passed_over() -> None:
+    """The fold keeps whatever a gateway has sent."""
+    calls: list[object] = [None, {"custom": {}}, {"function": "f"}, {"function": {"name": "g"}}]
+    choice = {"index": 0, "message": {"content": None, "tool_calls": calls}}
+    ended = msgspec.structs.replace(completed(3), completion={"choices": [choice]})
+    assert str(summary(ended)[1]).endswith(", calls g")
 
 
 def test_a_snapshot_has_its_pieces_too() -> None:

@@ -129,9 +129,9 @@ def pieces_of(event: Delta | Snapshot) -> Iterator[Piece]:
         choices, key = msgspec.json.decode(event.chunk).get("choices"), "delta"
     else:
         choices, key = (event.completion or {}).get("choices"), "message"
-    for choice in choices or ():
-        if choice.get("index", 0) == 0:
-            yield from _pieces(choice.get(key) or {})
+    for choice in _dicts(choices):
+        if choice.get("index") in (None, 0) and isinstance(message := choice.get(key), dict):
+            yield from _pieces(message)
 
 
 def _pieces(said: dict[str, Any]) -> Iterator[Piece]:
@@ -139,16 +139,15 @@ def _pieces(said: dict[str, Any]) -> Iterator[Piece]:
     if isinstance(thought := said.get("reasoning_content") or said.get("reasoning"), str):
         yield Piece("reasoning", thought)
     content = said.get("content")
-    for part in content if isinstance(content, list) else ():  # Mistral's reasoning models
+    for part in _dicts(content):  # Mistral's reasoning models
         if isinstance(text := part.get("text"), str):
             yield Piece("text", text)
-        for thought in part.get("thinking") or ():
+        for thought in _dicts(part.get("thinking")):
             yield Piece("reasoning", str(thought.get("text", "")))
     for text in (content, said.get("refusal")):
         if text and isinstance(text, str):
             yield Piece("text", text)
-    for call in said.get("tool_calls") or ():
-        function = call.get("function") or {}
+    for function in _functions(said):
         if name := function.get("name"):
             yield Piece("call", str(name), starts_call=True)
         if arguments := function.get("arguments"):
@@ -171,12 +170,18 @@ def summary(event: TerminalEvent) -> list[str | tuple[str, str]]:
 
 def _calls(event: Completed) -> str:
     """Which tools are called: in a pipe nothing else says so."""
-    names = [
-        str((call.get("function") or {}).get("name"))
-        for choice in (event.completion or {}).get("choices", ())
-        for call in (choice.get("message") or {}).get("tool_calls") or ()
-    ]
+    choices = (event.completion or {}).get("choices", ())
+    names = [str(function.get("name")) for choice in choices for function in _functions(choice["message"])]
     return f", calls {', '.join(names)}" if names else ""
+
+
+def _functions(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is called in a message, or in a piece of one."""
+    return _dicts([call.get("function") for call in _dicts(said.get("tool_calls"))])
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:  # whatever JSON a gateway sent
+    return (item for item in value if isinstance(item, dict)) if isinstance(value, list) else iter(())
 
 
 def said(error: Error) -> str:
