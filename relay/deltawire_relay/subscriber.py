@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PAGE_EVENTS = 256
+FIRST_GROWTH = 64  # from a page that only told how large events are; nearly all readers are quick
 HEAL_TIMEOUT_S = 10.0
 RETRY_S = 1.0
 MAX_TRACED = (
@@ -70,6 +71,7 @@ class Subscriber:
         self._reading: asyncio.Task[None] | None = None
         self._is_closed = False
         self._page_events = FIRST_PAGE_EVENTS
+        self._growth = FIRST_GROWTH
 
     @property
     def is_allowed(self) -> bool:
@@ -264,5 +266,6 @@ class Subscriber:
 
     def _adapt(self, page: Sequence[bytes], taken: int) -> None:
         """Pages grow for a quick reader; a slow one's are what it takes, since the rest is read again."""
-        growing = min(PAGE_EVENTS, next_page_events(page), 2 * len(page))
+        growing = min(PAGE_EVENTS, next_page_events(page), self._growth * len(page))
         self._page_events = growing if taken == len(page) else max(1, taken)
+        self._growth = 2
