@@ -19,7 +19,7 @@ const MAX_WAITING_CHARACTERS = 16_777_216;
 /**
  * A WebSocket that subscribes when it opens. A page cannot send headers with it, so its token is the first message;
  * elsewhere there is no Origin, without which the relay wants the header (PROTOCOL.md §5.1).
- * @param {typeof globalThis.WebSocket} WebSocket @param {string} url @param {string | undefined} token
+ * @param {new (url: string, ...rest: any[]) => any} WebSocket @param {string} url @param {string | undefined} token
  * @param {Json} subscribe @param {Watched} watched @returns {AsyncGenerator<Json, void>}
  */
 export async function* overWebSocket(WebSocket, url, token, subscribe, { onFrame, signal }) {

@@ -18,7 +18,7 @@ import { ServerError, UnreachableError, refusal } from "./errors.js";
  * @property {number} [giveUpAfterS] How long a stream tries to reach the relay. Default: 120, of a page that is awake
  *   and not offline.
  * @property {typeof globalThis.fetch} [fetch]
- * @property {typeof globalThis.WebSocket} [WebSocket] For Node before 22, from `ws`; without one it is SSE.
+ * @property {new (url: string, ...rest: any[]) => any} [WebSocket] For Node before 22, from `ws`; without one it is SSE.
  */
 
 /** @typedef {{ jobId?: string, body?: Json, headers?: Record<string, string>, signal?: AbortSignal }} Details */

@@ -12,7 +12,8 @@ const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const RIGHT = `
 import { Client, JobFailedError, type JobEvent, type Result, type ClientOptions, textOf } from "deltawire";
 const options: ClientOptions = { baseUrl: "http://relay", getToken: async ({ jobId }) => jobId ?? "" };
-const client = new Client(options);
+declare const WebSocket: new (address: string, protocols?: string[]) => { send(data: string): void; close(): void };
+const client = new Client({ ...options, WebSocket });
 export async function read(id: string): Promise<Result> {
   const stream = client.stream(id, { mode: "snapshot" });
   for await (const event of stream) {
