@@ -100,7 +100,7 @@ async def by_http(system: System, job_id: str) -> dict[str, Any]:
 async def by_command_line(system: System, job_id: str) -> dict[str, Any]:
     code, output = await command_line(system, "cancel", job_id)
     assert code == 0
-    assert "cancelled" in output
+    assert "cancelled" in output or "its worker has not answered yet" in output  # for a second
     return {}
 
 

@@ -81,7 +81,7 @@ def system(litellm: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Itera
         proxy.stop()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_a_stream_of_litellm_comes_through(system: System) -> None:
     """Its deltas, its final text and its usage arrive; our key went out as `Authorization: Bearer`."""
     events = await watch(system, await submit(system, request("hi")))
@@ -98,7 +98,7 @@ class GetWeatherArgs(BaseModel):
     country: str
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("tools", [None, [openai.pydantic_function_tool(GetWeatherArgs)]])
 def test_the_openai_sdk_sees_no_difference(
     system: System, litellm: Endpoint, tools: list[dict[str, Any]] | None
@@ -129,7 +129,7 @@ def test_the_openai_sdk_sees_no_difference(
         assert message["content"] == SAYS
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_what_breaks_behind_litellm_breaks_here(system: System, litellm: Endpoint) -> None:
     """An error in mid-stream that LiteLLM passes on is one to the SDK behind deltawire, too."""
     script = {"fault": "error", "after": 5, "rate": 0}
@@ -144,7 +144,7 @@ def test_what_breaks_behind_litellm_breaks_here(system: System, litellm: Endpoin
         assert any(said)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("system")
 async def test_a_wrong_key_fails_the_job_and_shows_nowhere(litellm: Endpoint) -> None:
     """LiteLLM refuses a wrong key (by 400 where it has no database); the job fails, the key stays here."""

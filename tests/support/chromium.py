@@ -15,6 +15,7 @@ from playwright.async_api import Browser, async_playwright
 from tests.support.absent import lack
 
 PROGRAM: Final = shutil.which("chromium")
+START_TIMEOUT_MS: Final = 100_000
 
 
 @asynccontextmanager
@@ -24,7 +25,9 @@ async def chromium() -> AsyncIterator[Browser]:
         lack("Chromium is not installed: apt-get install chromium")
     async with async_playwright() as playwright:
         # Its own sandbox does not work in containers, for root least of all.
-        browser = await playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(
+            executable_path=PROGRAM, args=["--no-sandbox"], timeout=START_TIMEOUT_MS
+        )
         try:
             yield browser
         finally:

@@ -35,7 +35,12 @@ def is_run(block: Block) -> bool:
 
 def each_with_code(pages: Sequence[Path]) -> pytest.MarkDecorator:
     """Of these pages those where there is something to run."""
-    some = [page for page in pages if any(is_run(block) for block in blocks(page.read_text()))]
+    long = pytest.mark.timeout(300)  # a page may have a dozen programs, each with a time-out of its own
+    some = [
+        pytest.param(page, marks=long)
+        for page in pages
+        if any(is_run(block) for block in blocks(page.read_text()))
+    ]
     return pytest.mark.parametrize("page", some, ids=name)
 
 

@@ -224,16 +224,20 @@ class System:
             raise
 
     def launch_relay(
-        self, environment: dict[str, str] | None = None, *, in_place_of: int | None = None
+        self,
+        environment: dict[str, str] | None = None,
+        *,
+        in_place_of: int | None = None,
+        before_main: str = "",
     ) -> Service:
-        """Starts one more relay, or that one anew on its port, and does not wait."""
+        """Starts one more relay, or that one anew on its port, and does not wait. `before_main` as below."""
         if in_place_of is None:
             self.relay_ports.append(free_port())
         index = len(self.relay_ports) - 1 if in_place_of is None else in_place_of
         port = self.relay_ports[index]
         relay = self._launch(
             f"relay-{len(self._services)}",
-            ["deltawire_relay"],
+            _program("deltawire_relay", before_main),
             {
                 **self.environment,
                 "DELTAWIRE_PORT": str(port),
@@ -248,15 +252,9 @@ class System:
     def launch_worker(self, environment: dict[str, str] | None = None, *, before_main: str = "") -> Service:
         """Starts one more worker, and does not wait. `before_main`: statements to run in it first."""
         port = free_port()
-        program = ["-m", "deltawire_worker"]
-        if before_main:
-            program = [
-                "-c",
-                f"{before_main}\nfrom deltawire_worker.__main__ import main\nraise SystemExit(main())",
-            ]
         worker = self._launch(
             f"worker-{len(self.workers)}",
-            program,
+            _program("deltawire_worker", before_main),
             {
                 **self.environment,
                 "DELTAWIRE_WORKER_PORT": str(port),
@@ -308,6 +306,12 @@ class System:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.stop()
+
+
+def _program(module: str, before_main: str) -> list[str]:
+    if not before_main:
+        return [module]
+    return ["-c", f"{before_main}\nfrom {module}.__main__ import main\nraise SystemExit(main())"]
 
 
 def request(text: str = "Hello", /, **script: Any) -> dict[str, Any]:
