@@ -1,9 +1,12 @@
 """`python -m deltawire_relay --check`: what only the relay knows about its own settings."""
 
+import math
+
 from deltawire.environment import ConfigurationError, Environment
 from deltawire.findings import Asked, Finding, of_configuration, of_open_files
 
-from .open_files import WANTED, hard_limit
+from .limits import Limits
+from .open_files import RESERVED, WANTED, hard_limit
 from .settings import Settings
 
 _CONFIGURATION = "relay configuration"
@@ -18,8 +21,9 @@ async def check(_: Asked) -> list[Finding]:
         settings = Settings.from_environment(environment)
     except ConfigurationError as error:
         return [Finding("error", _CONFIGURATION, str(error))]
-    keys, wanted = len(settings.api_keys), settings.bounds.max_connections or WANTED
+    keys, sockets = len(settings.api_keys), Limits(settings.bounds).max_sockets
+    wanted = WANTED if math.isinf(sockets) else int(sockets) + RESERVED
     return [
         Finding("ok", _CONFIGURATION, f"{settings.host}:{settings.port}, API keys: {keys}"),
-        of_open_files("relay open files", hard_limit(), wanted, "DELTAWIRE_MAX_CONNECTIONS; each is one"),
+        of_open_files("relay open files", hard_limit(), wanted, "DELTAWIRE_MAX_CONNECTIONS"),
     ]

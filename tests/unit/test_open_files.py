@@ -4,7 +4,10 @@ import resource
 
 import pytest
 
+from deltawire.findings import Asked
 from deltawire_relay import open_files
+from deltawire_relay.check import check
+from deltawire_relay.limits import Bounds, Limits
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,13 @@ def test_some_files_are_kept_for_what_is_no_connection(monkeypatch: pytest.Monke
     for soft, room in ((1_000, 1_000 - open_files.RESERVED), (100, 1), (resource.RLIM_INFINITY, None)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert open_files.room() == room
+
+
+@pytest.mark.parametrize("hard", [1_000, 1_252, 1_253, resource.RLIM_INFINITY])
+async def test_a_check_says_whether_there_can_be_so_many(hard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process opens besides, and connections that hold no place, want some, too."""
+    monkeypatch.setenv("DELTAWIRE_MAX_CONNECTIONS", "1000")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
+    *_, finding = await check(Asked(is_check=True, asks_upstream=False, as_json=False))
+    has_all = Limits(Bounds(max_connections=1_000), open_files=open_files.room()).max_places == 1_000
+    assert finding.level == ("ok" if has_all else "warning")
