@@ -39,7 +39,7 @@ async function checkWhole(events, stream, id) {
   expect(said.join("")).toBe(textOf(job.completion));
 }
 
-describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 100_000 }, () => {
+describe.skipIf(!RELAY)("in Node", { concurrent: true, timeout: 200_000 }, () => {
   test.each(["websocket", "sse", "auto"])("a job is read from its beginning to its end by %s", async (transport) => {
     const client = clientOf({ transport });
     const job = await client.submit(request({ rate: 200 }));
