@@ -363,6 +363,34 @@ def test_text_in_parts_is_text() -> None:
     assert list(text_of(empty)) == list(text_of(completed(2))) == []
 
 
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": choices}
+        for choices in (
+            None,
+            5,
+            "x",
+            {"a": 1},
+            [None],
+            [{"delta": "x"}],
+            [{"delta": ["x"]}],
+            [{"delta": {"content": 5}}],
+        )
+    ]
+    + [{"choices": [{"delta": {"tool_calls": calls}}]} for calls in (5, "x", {"a": 1}, [None], ["x"])],
+    ids=repr,
+)
+def test_odd_chunks_are_passed_over(chunk: dict[str, Any]) -> None:
+    """A gateway's slip, passed on as it came, must not end the reading; nor a snapshot of what came of it."""
+    event = msgspec.structs.replace(delta(1), chunk=msgspec.Raw(json.dumps(chunk).encode()))
+    reader, fold = TextReader(), Fold()
+    assert reader.add(event) == ""
+    fold.add(chunk)
+    assert reader.add(Snapshot(job_id="job", sequence_number=1, completion=fold.completion())) == ""
+    assert fold_of(fold.completion()).completion() == fold.completion()
+
+
 def test_a_fold_goes_on_from_a_snapshot() -> None:
     """As if it had seen every delta: text, and the calls that were begun."""
     chunks: list[dict[str, Any]] = [

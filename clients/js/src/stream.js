@@ -229,9 +229,10 @@ export class Stream {
 
 /** The first choice's text; "" where there is none. @param {Json | null} completion @returns {string} */
 export function textOf(completion) {
-  const content = completion?.choices?.find((/** @type {Json} */ choice) => choice.index === 0)?.message.content ?? "";
+  const content = completion?.choices?.find((/** @type {Json} */ choice) => choice.index === 0)?.message.content;
   if (typeof content === "string") return content;
-  return content.map((/** @type {Json} */ part) => (part?.type === "text" ? part.text : "")).join("");
+  const parts = Array.isArray(content) ? content : []; // what odd chunks left there is no text
+  return parts.map((part) => (part?.type === "text" && typeof part.text === "string" ? part.text : "")).join("");
 }
 
 /** @param {unknown} cause @returns {never} */

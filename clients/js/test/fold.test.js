@@ -33,6 +33,13 @@ test("nothing folds to nothing", () => {
   expect(textOf(null)).toBe("");
 });
 
+test.each([5, true, { text: "a" }, [5, null, { type: "text", text: 5 }]])(
+  "content that is none, %j, is no text",
+  (content) => {
+    expect(textOf(fold(chunk({ content })).completion())).toBe("");
+  },
+);
+
 test("what was shown does not change", () => {
   const piece = chunk({ content: [{ type: "text", text: "a" }] }, { logprobs: { content: [1] } });
   const growing = fold(structuredClone(piece));

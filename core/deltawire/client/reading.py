@@ -29,8 +29,9 @@ def _text_of(event: Message) -> str:
         choices, key = (event.completion or {}).get("choices"), "message"
     else:
         return ""
-    first = (choice.get(key) or {} for choice in choices or () if not choice.get("index"))
-    return "".join(map(text_of_message, first))
+    listed = choices if isinstance(choices, list) else ()  # chunks are passed on as they came, odd ones too
+    first = (choice.get(key) for choice in listed if isinstance(choice, dict) and not choice.get("index"))
+    return "".join(text_of_message(message) for message in first if isinstance(message, dict))
 
 
 class TextReader:
@@ -105,6 +106,8 @@ def fold_of(completion: dict[str, Any] | None) -> Fold:
     choices, usage = state.pop("choices", []), state.pop("usage", None)
     state.pop("object", None)
     for choice in choices:
-        for index, call in enumerate(choice["message"].get("tool_calls") or ()):
-            call.setdefault("index", index)  # as deltas number them; a completion does not
+        calls = choice["message"].get("tool_calls")
+        for index, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, dict):
+                call.setdefault("index", index)  # as deltas number them; a completion does not
     return Fold.from_state({"top": state, "choices": choices, "usage": usage})
