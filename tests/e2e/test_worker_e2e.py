@@ -204,7 +204,8 @@ class Marked:
 
     def __init__(self) -> None:
         self.marker = f"secret{uuid.uuid4().hex}"
-        self.options = {"metadata": {"customer": self.marker}, "retention_s": 1}
+        # Long enough to be read after its end, which nobody hurries to do.
+        self.options = {"metadata": {"customer": self.marker}, "retention_s": 10}
 
     def request(self, **script: Any) -> dict[str, Any]:
         script.setdefault("text", "An answer that repeats nothing.")
@@ -276,7 +277,9 @@ async def test_a_prompt_is_in_no_key_when_its_retention_is_over(marked: Marked) 
                 {value for key, value in held.items() if key.startswith(b"dw:{")} <= over
             )
 
-        await eventually(is_gone, what="the marker to go, and all but the words that jobs are over")
+        await eventually(
+            is_gone, timeout_s=60, what="the marker to go, and all but the words that jobs are over"
+        )
 
 
 def dump(redis: Any, key: bytes) -> str:  # redis-py's client is generic in what it returns
