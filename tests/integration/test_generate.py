@@ -1186,8 +1186,11 @@ async def test_a_job_that_is_called_at_once_is_known_to_wait(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("lost", [["dw:{job}:log"], ["dw:{job}:log", "dw:{job}:meta"], ["*"]])
-async def test_a_log_that_redis_lost_is_written_again(bench: Bench, lost: list[str]) -> None:
+async def test_a_log_that_redis_lost_is_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: list[str]
+) -> None:
     """From the worker's memory, with the record: whole, as if nothing had been lost (§4.1)."""
+    monkeypatch.setattr("deltawire_worker.writer.SNAPSHOT_BYTES", 10_000_000)  # however much comes meanwhile
     await bench.submit("job", request(deltas=100_000, rate=400), metadata={"a": "b"})
     before = await bench.log.record("job")
     task = bench.start("job")
@@ -1264,8 +1267,11 @@ async def test_another_owner_of_the_same_number_is_not_written_over(bench: Bench
         await asyncio.wait([task])
 
 
-async def test_a_second_delivery_after_a_loss_goes_along_with_the_run(bench: Bench) -> None:
+async def test_a_second_delivery_after_a_loss_goes_along_with_the_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Redis lost all, and the message came to the worker that has the job: it asks the upstream once."""
+    monkeypatch.setattr("deltawire_worker.writer.SNAPSHOT_BYTES", 10_000_000)  # however much comes meanwhile
     first = bench.start("job", request(deltas=100_000, rate=100))
     await bench.deltas("job", 10)
     await bench.redis.flushall()
