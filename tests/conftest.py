@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 import pytest
 import redis
@@ -18,12 +19,12 @@ from tests.support.redis_servers import ClusterServers, SentinelServers
 settings.register_profile("deltawire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deltawire")
 
-#: Waits for two minutes, so it begins before all others: else the rest would be done, and wait for it.
-FIRST = "test_other_celery_app.py"
+#: They take a minute or two each, so they begin first: else the rest would be done, and wait for them.
+FIRST: Final = ("test_other_celery_app.py", "test_pool.py", "test_openapi.py", "test_redis_nodes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != FIRST)
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 def pytest_collection_finish() -> None:
